@@ -1,0 +1,1 @@
+//! Harness and fixtures of the test rings.
