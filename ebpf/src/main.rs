@@ -42,7 +42,7 @@ fn steer(ctx: &SkLookupContext, lookup: &Lookup) {
     if maps::mode(&PORTS, &key) & MODE_STEER == 0 {
         return;
     }
-    if EXEMPT.get(lookup.exempt_key()).is_some() {
+    if EXEMPT.get(lookup.exempt_key()) == Some(&lookup.listener_slot()) {
         debug!(ctx, "port {} from {:i}: exempt, to the app", lookup.local_port, bytes_of(lookup.address));
         count(&COUNTERS, Counter::Exempt);
         return;

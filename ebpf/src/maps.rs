@@ -8,15 +8,15 @@ use sluice_ebpf_common::{self as common, AddressWords, Counter, PortKey};
 
 /// Steered ports and their mode bits.
 #[map]
-pub(crate) static PORTS: HashMap<PortKey, u32> = HashMap::with_max_entries(common::PORTS_MAX, 0);
+pub(crate) static PORTS: HashMap<PortKey, u32> = HashMap::with_max_entries(2 * common::PORTS_MAX, 0);
 
 /// The agent's listeners. No program is attached to this map: it only names sockets.
 #[map]
 pub(crate) static LISTENERS: SockMap = SockMap::with_max_entries(common::SLOTS, 0);
 
-/// Source addresses that are never steered.
+/// Source addresses that are never steered, each for one family.
 #[map]
-pub(crate) static EXEMPT: LpmTrie<AddressWords, u32> = LpmTrie::with_max_entries(common::EXEMPT_MAX, 0);
+pub(crate) static EXEMPT: LpmTrie<AddressWords, u32> = LpmTrie::with_max_entries(2 * common::EXEMPT_MAX, 0);
 
 /// What was decided how often.
 #[map]

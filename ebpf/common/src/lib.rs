@@ -19,16 +19,18 @@ pub use own_source::{
 pub const PORTS_MAP: &str = "PORTS";
 /// Name of the socket map of the agent's listeners, by [`SLOT_V4`] and [`SLOT_V6`].
 pub const LISTENERS_MAP: &str = "LISTENERS";
-/// Name of the prefix tree of source addresses that are never steered: [`Address`] to a value without meaning.
+/// Name of the prefix tree of source addresses that are never steered: [`Address`] to the family (`u32`, written as its
+/// listener's slot) that the prefix is meant for. Without it `::/0` would hold all of IPv4 too, which lies inside.
 pub const EXEMPT_MAP: &str = "EXEMPT";
 /// Name of the per-CPU array of `u64` counters, by [`Counter`].
 pub const COUNTERS_MAP: &str = "COUNTERS";
 /// Name of the program.
 pub const STEER_PROGRAM: &str = "sluice_steer";
 
-/// Most ports that can be steered at once.
+/// Most ports that can be steered at once. The map holds twice as many, so that all of them can be exchanged without a
+/// moment in which one is missing.
 pub const PORTS_MAX: u32 = 512;
-/// Most exempt prefixes.
+/// Most exempt prefixes; the map holds twice as many, as with the ports.
 pub const EXEMPT_MAX: u32 = 1024;
 
 /// Slot of the IPv4 listener in [`LISTENERS_MAP`].
