@@ -1,1 +1,38 @@
-//! Harness and fixtures of the test rings.
+//! The test rings' laboratory: real programs on real kernel networking, on one machine and without containers.
+//!
+//! A [`Lab`] is a set of hosts, each of them a network namespace, joined by [`Link`]s that can be cut, made lossy or slow.
+//! Programs run inside hosts as ordinary processes; test code talks from inside any host through [`Host::connect`] and
+//! [`Host::listen`], on one runtime. [`Lab::finish`] proves that nothing is left behind.
+//!
+//! Everything here needs root, `ip` (iproute2), `nft` (nftables), `setpriv` (util-linux) and `bpftool`;
+//! `cargo xtask test` sees to these.
+//!
+//! Not in here: any expectation about Sluice itself. Those stand in `tests/net`, one file for each theme.
+
+#![forbid(unsafe_code)]
+
+mod command;
+mod eventually;
+mod guard;
+mod host;
+mod lab;
+mod leftovers;
+mod link;
+mod process;
+mod run_id;
+
+pub mod binaries;
+pub mod peers;
+
+pub use eventually::Outcome;
+pub use eventually::eventually;
+pub use guard::BpfObjects;
+pub use host::Host;
+pub use host::HostBuilder;
+pub use host::Running;
+pub use lab::Lab;
+pub use link::Link;
+pub use link::shape::Direction;
+pub use link::shape::Shape;
+pub use link::shape::ShapeOrder;
+pub use process::Process;

@@ -1,0 +1,5 @@
+//! The ring of network namespaces: real programs in the kernel, real agents and clients.
+//!
+//! Every test here needs root and is ignored without; `cargo xtask test` runs them. A file for each theme.
+
+mod harness;
