@@ -3,3 +3,4 @@
 //! Every test here needs root and is ignored without; `cargo xtask test` runs them. A file for each theme.
 
 mod harness;
+mod peers;

@@ -11,6 +11,8 @@
 
 #![forbid(unsafe_code)]
 
+mod agent;
+mod client;
 mod command;
 mod eventually;
 mod guard;
@@ -24,6 +26,11 @@ mod run_id;
 pub mod binaries;
 pub mod peers;
 
+pub use agent::Agent;
+pub use agent::AgentBuilder;
+pub use agent::Status;
+pub use client::Client;
+pub use client::ClientKey;
 pub use eventually::Outcome;
 pub use eventually::eventually;
 pub use guard::BpfObjects;
