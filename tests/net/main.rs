@@ -4,3 +4,4 @@
 
 mod harness;
 mod peers;
+mod services;

@@ -24,6 +24,7 @@ mod process;
 mod run_id;
 
 pub mod binaries;
+pub mod demo;
 pub mod peers;
 
 pub use agent::Agent;
