@@ -1,3 +1,47 @@
-//! The command `sluice-agent`.
+//! The command `sluice-agent`: see `sluice-agent --help`.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use sluice_agent::{
+    app::{self, StartError},
+    config::{Config, LogFormat},
+};
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let config = Config::parse();
+    if let Err(error) = start_log(&config) {
+        eprintln!("sluice-agent: {error:#}");
+        return ExitCode::from(2);
+    }
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("sluice-agent: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(app::run(config)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("sluice-agent: {error:#}");
+            match error.downcast_ref() {
+                Some(StartError::Kernel(_)) => ExitCode::from(3),
+                Some(StartError::Rules(_)) => ExitCode::from(4),
+                None => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+fn start_log(config: &Config) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&config.log)
+        .map_err(|error| anyhow::anyhow!("--log {:?} cannot be used: {error}", config.log))?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match config.log_format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+    Ok(())
+}

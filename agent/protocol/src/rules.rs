@@ -1,0 +1,219 @@
+//! What is intercepted and for whom: the types of the rules file, which the `Intercept` resource uses as well.
+//!
+//! Owns the vocabulary (names and meanings follow the Gateway API's `HTTPRouteMatch` where it has a word), its
+//! validation, and the reading of a rules file. Runs wherever rules are read or written. Deciding which rule a
+//! request fits is [`matcher`]'s; steering and relaying are the agent's.
+
+use std::{collections::BTreeMap, num::NonZeroU16};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use serde_saphyr::Spanned;
+
+use crate::key::KeyHash;
+
+pub mod matcher;
+mod pattern;
+
+pub use pattern::{HeaderMatch, HeaderName, MatchType, Method, PathMatch, PathMatchType, PatternError};
+
+/// Most bytes a rules file may have: far above any real one, low enough that a wrong path cannot fill the memory.
+pub const MAX_FILE_BYTES: usize = 4 << 20;
+
+/// Why a rules file cannot be used. Each variant says where in the file.
+#[derive(Debug, thiserror::Error)]
+pub enum RulesError {
+    /// The text is not YAML or JSON, or a field is missing, unknown or has a value that cannot be used.
+    #[error("{0}")]
+    Parse(#[source] Box<serde_saphyr::Error>),
+    /// Two intercepts have the same name.
+    #[error("line {line}: the name {name:?} is used twice, first in line {first}: give each intercept its own")]
+    DuplicateName {
+        /// The name.
+        name: String,
+        /// Line of the second use, from 1.
+        line: u64,
+        /// Line of the first use, from 1.
+        first: u64,
+    },
+    /// An intercept without a port takes nothing.
+    #[error("line {line}: intercept {name:?} has no ports: name at least one, such as `ports: [{{port: 8080}}]`")]
+    NoPorts {
+        /// The intercept.
+        name: String,
+        /// Its line, from 1.
+        line: u64,
+    },
+    /// HTTP rules need TCP, and UDP is not steered yet.
+    #[error("line {line}: intercept {name:?}, port {port}: UDP cannot be intercepted yet, use `protocol: TCP`")]
+    Udp {
+        /// The intercept.
+        name: String,
+        /// The port.
+        port: u16,
+        /// Its line, from 1.
+        line: u64,
+    },
+    /// Larger than [`MAX_FILE_BYTES`].
+    #[error("{bytes} bytes: a rules file has at most {MAX_FILE_BYTES}")]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+    },
+}
+
+/// A rules file: all that one agent intercepts.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RuleFile {
+    /// The intercepts, in the order of the file.
+    pub intercepts: Vec<Intercept>,
+    /// Source addresses whose connections are never steered: the node's, for the kubelet's probes.
+    pub exempt: Vec<IpNet>,
+}
+
+/// One developer's wish: these ports, these requests, to this client.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Intercept {
+    /// Unique name, for people and logs.
+    pub name: String,
+    /// Whose it is; for people and logs only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+    /// When it was made. Of two rules that fit with equally many conditions the older one wins; one without a time
+    /// counts as younger than any with one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created: Option<jiff::Timestamp>,
+    /// The pod's ports that it takes from; at least one.
+    pub ports: Vec<Port>,
+    /// Which HTTP requests; left out (or without any condition) all TCP connections.
+    #[serde(rename = "match", default, skip_serializing_if = "Match::is_empty")]
+    pub matches: Match,
+    /// What happens with what matches while its client cannot take it.
+    #[serde(default)]
+    pub on_unavailable: OnUnavailable,
+    /// To whom it goes.
+    pub client: Client,
+}
+
+/// A port of the pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Port {
+    /// Its number, as the app listens on it.
+    pub port: NonZeroU16,
+    /// Its protocol.
+    #[serde(default)]
+    pub protocol: Protocol,
+}
+
+/// Transport protocol of a [`Port`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Protocol {
+    /// TCP.
+    #[default]
+    #[serde(rename = "TCP")]
+    Tcp,
+    /// UDP.
+    #[serde(rename = "UDP")]
+    Udp,
+}
+
+/// Conditions on an HTTP request; all of them must hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Match {
+    /// Conditions on headers (gRPC: metadata).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<HeaderMatch>,
+    /// Condition on the path, without the query.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathMatch>,
+    /// The method, compared exactly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<Method>,
+}
+
+/// What happens with what matches while its client cannot take it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OnUnavailable {
+    /// The app answers.
+    #[default]
+    PassThrough,
+    /// HTTP: `503` with `Retry-After: 1`; other TCP: a reset.
+    Reject,
+}
+
+/// The client that an intercept's traffic goes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Client {
+    /// Hash of the client's public key, as `sluice key` prints it.
+    pub key_hash: KeyHash,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct RawFile {
+    #[serde(default)]
+    intercepts: Vec<Spanned<Intercept>>,
+    #[serde(default)]
+    exempt: Vec<IpNet>,
+}
+
+// === impl RuleFile ===
+
+impl RuleFile {
+    /// Reads a rules file in YAML or JSON. An empty file is a file without rules.
+    ///
+    /// # Errors
+    /// [`RulesError`] says which line cannot be used and why; nothing is half accepted.
+    pub fn parse(text: &str) -> Result<Self, RulesError> {
+        if text.len() > MAX_FILE_BYTES {
+            return Err(RulesError::TooLarge { bytes: text.len() });
+        }
+        let Some(raw) = serde_saphyr::from_str::<Option<RawFile>>(text).map_err(|e| RulesError::Parse(Box::new(e)))? else {
+            return Ok(Self::default());
+        };
+        let mut names = BTreeMap::new();
+        for intercept in &raw.intercepts {
+            check(&intercept.value, intercept.referenced.line(), &mut names)?;
+        }
+        Ok(Self { intercepts: raw.intercepts.into_iter().map(|i| i.value).collect(), exempt: raw.exempt })
+    }
+}
+
+// === impl Match ===
+
+impl Match {
+    /// Whether it has no condition: all TCP connections fit.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.conditions() == 0
+    }
+
+    /// How many conditions it has: the more, the earlier it is tried.
+    #[must_use]
+    pub fn conditions(&self) -> usize {
+        self.headers.len() + usize::from(self.path.is_some()) + usize::from(self.method.is_some())
+    }
+}
+
+fn check(intercept: &Intercept, line: u64, names: &mut BTreeMap<String, u64>) -> Result<(), RulesError> {
+    let name = intercept.name.clone();
+    if let Some(&first) = names.get(&name) {
+        return Err(RulesError::DuplicateName { name, line, first });
+    }
+    names.insert(name.clone(), line);
+    if intercept.ports.is_empty() {
+        return Err(RulesError::NoPorts { name, line });
+    }
+    match intercept.ports.iter().find(|p| p.protocol == Protocol::Udp) {
+        Some(udp) => Err(RulesError::Udp { name, port: udp.port.get(), line }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,218 @@
+//! Health, metrics and status over HTTP on a loopback port.
+//!
+//! Runs as one task in the agent's thread. It only tells; nothing can be changed through it.
+
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use http_body_util::Full;
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    header,
+    service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use sluice_protocol::key::KeyHash;
+use tokio::net::TcpListener;
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    connection::Shared,
+    hub::ClientStatus,
+    kernel::{Held, Kernel, KernelCounters, ReadError},
+    metrics::Decision,
+};
+
+/// What the admin endpoint tells about.
+#[derive(Debug)]
+pub(crate) struct Admin {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) kernel: Arc<Mutex<Kernel>>,
+    pub(crate) key_hash: KeyHash,
+    pub(crate) tunnel: SocketAddr,
+    pub(crate) rules: Arc<Mutex<RulesStatus>>,
+    pub(crate) ready: AtomicBool,
+}
+
+/// Which rules are in force.
+#[derive(Debug, Clone, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct RulesStatus {
+    /// How many versions have come into force.
+    pub(crate) generation: u64,
+    /// Why the newest version is not in force.
+    pub(crate) error: Option<String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Status {
+    version: &'static str,
+    key_hash: KeyHash,
+    tunnel: SocketAddr,
+    rules: RulesStatus,
+    kernel: KernelStatus,
+    clients: Vec<ClientStatus>,
+    counters: Counters,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct KernelStatus {
+    attached: bool,
+    ports: Vec<PortStatus>,
+    exempt: Vec<ipnet::IpNet>,
+}
+
+#[derive(Serialize)]
+struct PortStatus {
+    port: u16,
+    protocol: String,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Counters {
+    steered: u64,
+    exempt: u64,
+    own: u64,
+    no_listener: u64,
+    accepted: u64,
+    open: i64,
+    passed: u64,
+    diverted: u64,
+    unavailable_passed: u64,
+    rejected: u64,
+    failed: u64,
+    wires: u64,
+    keys_refused: u64,
+}
+
+// === impl Admin ===
+
+impl Admin {
+    /// Answers until dropped. Every task it starts is in `tasks`.
+    pub(crate) async fn serve(self: Arc<Self>, listener: TcpListener, tasks: TaskTracker) {
+        loop {
+            let Ok((stream, _)) = listener.accept().await else {
+                // Out of file descriptors, most likely: give others a chance to free some.
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                continue;
+            };
+            let admin = self.clone();
+            tasks.spawn(async move {
+                let service = service_fn(|request| {
+                    let response = admin.answer(&request);
+                    async { Ok::<_, Infallible>(response) }
+                });
+                let served = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+                if let Err(error) = served.await {
+                    tracing::debug!(error = &error as &dyn std::error::Error, "an admin connection broke");
+                }
+            });
+        }
+    }
+
+    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        if request.method() != Method::GET && request.method() != Method::HEAD {
+            return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
+        }
+        match request.uri().path() {
+            "/healthz" => text(StatusCode::OK, "ok\n"),
+            "/readyz" if self.ready.load(Ordering::Relaxed) => text(StatusCode::OK, "ok\n"),
+            "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "not ready: starting or stopping\n"),
+            "/metrics" => self.metrics().unwrap_or_else(|error| failed(&error)),
+            "/status" => self.status().unwrap_or_else(|error| failed(&error)),
+            _ => text(StatusCode::NOT_FOUND, "/healthz /readyz /metrics /status\n"),
+        }
+    }
+
+    fn kernel(&self) -> Result<(Held, KernelCounters), ReadError> {
+        let kernel = self.kernel.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok((kernel.held()?, kernel.counters()?))
+    }
+
+    fn metrics(&self) -> Result<Response<Full<Bytes>>, ReadError> {
+        let (held, kernel) = self.kernel()?;
+        let mut body = String::new();
+        if self.shared.metrics.encode(&mut body).is_err() {
+            return Ok(text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be written\n"));
+        }
+        let mut add = |name: &str, kind: &str, help: &str, value: u64| {
+            let suffix = if kind == "counter" { "_total" } else { "" };
+            body += &format!(
+                "# HELP sluice_agent_{name} {help}.\n# TYPE sluice_agent_{name} {kind}\nsluice_agent_{name}{suffix} {value}\n"
+            );
+        };
+        add("kernel_steered", "counter", "Listener lookups that the kernel handed to the agent", kernel.steered);
+        add("kernel_exempt", "counter", "Listener lookups from exempt sources", kernel.exempt);
+        add("kernel_own", "counter", "Listener lookups of the agent's own connections to the app", kernel.own);
+        add("kernel_no_listener", "counter", "Listener lookups that found no listener of the agent", kernel.no_listener);
+        add("kernel_attached", "gauge", "Whether the kernel program is attached", u64::from(held.attached));
+        add("kernel_ports", "gauge", "Ports that the kernel steers", held.ports.len() as u64);
+        add("clients", "gauge", "Clients that are connected", self.shared.hub.clients().len() as u64);
+        // The encoder ends its text with this line; what was added must come before it.
+        let mut body = body.replace("# EOF\n", "");
+        body.push_str("# EOF\n");
+        let mut response = Response::new(Full::new(Bytes::from(body)));
+        let kind = header::HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+        response.headers_mut().insert(header::CONTENT_TYPE, kind);
+        Ok(response)
+    }
+
+    fn status(&self) -> Result<Response<Full<Bytes>>, ReadError> {
+        let (held, kernel) = self.kernel()?;
+        let metrics = &self.shared.metrics;
+        let ports = held.ports.iter().map(|p| PortStatus { port: p.port, protocol: p.protocol.to_string() });
+        let status = Status {
+            version: env!("CARGO_PKG_VERSION"),
+            key_hash: self.key_hash,
+            tunnel: self.tunnel,
+            rules: self.rules.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            kernel: KernelStatus {
+                attached: held.attached,
+                ports: ports.collect(),
+                exempt: held.exempt.into_iter().collect(),
+            },
+            clients: self.shared.hub.clients(),
+            counters: Counters {
+                steered: kernel.steered,
+                exempt: kernel.exempt,
+                own: kernel.own,
+                no_listener: kernel.no_listener,
+                accepted: metrics.accepted(),
+                open: metrics.open_now(),
+                passed: metrics.requests(Decision::Passed),
+                diverted: metrics.requests(Decision::Diverted),
+                unavailable_passed: metrics.requests(Decision::UnavailablePassed),
+                rejected: metrics.requests(Decision::Rejected),
+                failed: metrics.requests(Decision::Failed),
+                wires: metrics.wires(),
+                keys_refused: metrics.keys_refused(),
+            },
+        };
+        let body = serde_json::to_vec(&status).unwrap_or_default();
+        let mut response = Response::new(Full::new(Bytes::from(body)));
+        response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+        Ok(response)
+    }
+}
+
+fn failed(error: &ReadError) -> Response<Full<Bytes>> {
+    tracing::error!(error = error as &dyn std::error::Error, "the kernel's maps cannot be read");
+    text(StatusCode::INTERNAL_SERVER_ERROR, "the kernel's maps cannot be read: see the log\n")
+}
+
+fn text(status: StatusCode, body: &'static str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from_static(body.as_bytes())));
+    *response.status_mut() = status;
+    response
+}

@@ -1,0 +1,158 @@
+//! One steered connection: who called whom, by which rules, and how it is told when a side breaks off.
+//!
+//! Runs as one task per connection in the agent's thread, in the pod's network namespace. Owns the choice between a
+//! rule for all TCP, HTTP rules and none; the reading of HTTP is [`crate::http1`]'s and [`crate::http2`]'s.
+
+use std::{io, net::SocketAddr, sync::Arc};
+
+use arc_swap::ArcSwap;
+use sluice_protocol::{
+    duplex::Duplex as _,
+    join::join,
+    rules::{
+        OnUnavailable,
+        matcher::{Request, Rule, RuleSet},
+    },
+    stream::{Kind, Open},
+};
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    dialer::{AppDialer, DialError},
+    http1,
+    hub::Hub,
+    metrics::{ConnectionMode, Decision, Metrics},
+};
+
+/// Why a connection ended before both sides had sent their last byte.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum End {
+    /// The caller reset it, or cannot be written to.
+    #[error("the caller broke off")]
+    Caller(#[source] io::Error),
+    /// The app reset it, or cannot be written to.
+    #[error("the app broke off")]
+    App(#[source] io::Error),
+    /// The app does not take connections.
+    #[error("the app cannot be reached")]
+    NoApp(#[source] DialError),
+    /// The developer's side broke off in the middle of an answer.
+    #[error("the client broke off")]
+    Laptop(#[source] io::Error),
+    /// HTTP/2 failed as a whole on the caller's side.
+    #[error("HTTP/2 with the caller failed")]
+    Http2(#[source] h2::Error),
+}
+
+/// What all connections of an agent share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The rules in force; replaced as a whole.
+    pub rules: ArcSwap<RuleSet>,
+    /// The clients that are connected.
+    pub hub: Arc<Hub>,
+    /// The way to the app.
+    pub dialer: AppDialer,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// Cancelled when the agent is being stopped: what can ask its peers to come again elsewhere does.
+    pub stopping: CancellationToken,
+}
+
+/// A connection that the kernel steered to the agent.
+#[derive(Debug)]
+pub(crate) struct Steered {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) caller: TcpStream,
+    /// Who called.
+    pub(crate) peer: SocketAddr,
+    /// Whom it called.
+    pub(crate) destination: SocketAddr,
+    /// The port of `destination`, by which rules are found.
+    pub(crate) port: u16,
+}
+
+// === impl Steered ===
+
+impl Steered {
+    /// Serves it until it ends, whatever its port's rules are.
+    pub(crate) async fn serve(self) -> Result<(), End> {
+        let rules = self.shared.rules.load();
+        let all_tcp = rules.port(self.port).map(|rules| rules.all_tcp().cloned());
+        drop(rules);
+        let metrics = &self.shared.metrics;
+        match all_tcp {
+            Some(Some(rule)) => {
+                metrics.connection(ConnectionMode::Tcp);
+                self.divert_all(&rule).await
+            }
+            Some(None) => {
+                metrics.connection(ConnectionMode::Http);
+                http1::serve(self).await
+            }
+            // The rules have gone while the connection was on its way.
+            None => {
+                metrics.connection(ConnectionMode::Passed);
+                self.pass_all().await
+            }
+        }
+    }
+
+    /// The first HTTP rule of the port that `request` fits, by the rules in force now.
+    pub(crate) fn decide(&self, request: &impl Request) -> Option<Arc<Rule>> {
+        self.shared.rules.load().port(self.port)?.decide(request).cloned()
+    }
+
+    /// Connects to the app; where it takes no connection, the caller gets the reset that the app's kernel would send.
+    pub(crate) async fn connect_app(&mut self) -> Result<TcpStream, End> {
+        let connected = self.shared.dialer.connect(self.destination).await;
+        connected.map_err(|error| {
+            self.shared.metrics.app_unreachable();
+            self.caller.abort();
+            End::NoApp(error)
+        })
+    }
+
+    /// What a client is told when a stream is opened for this connection.
+    pub(crate) fn open(&self, rule: &Rule, kind: Kind) -> Open {
+        Open {
+            intercept: rule.intercept.name.clone(),
+            kind,
+            port: self.port,
+            peer: self.peer,
+            destination: self.destination,
+        }
+    }
+
+    async fn divert_all(mut self, rule: &Rule) -> Result<(), End> {
+        let open = self.open(rule, Kind::Tcp);
+        match self.shared.hub.open(rule.intercept.client.key_hash, open).await {
+            Ok(mut laptop) => {
+                self.shared.metrics.request(Decision::Diverted);
+                join(&mut self.caller, &mut laptop).await;
+                Ok(())
+            }
+            Err(why) => {
+                tracing::debug!(intercept = rule.intercept.name, peer = %self.peer, "client unavailable: {why}");
+                match rule.intercept.on_unavailable {
+                    OnUnavailable::PassThrough => {
+                        self.shared.metrics.request(Decision::UnavailablePassed);
+                        self.pass_all().await
+                    }
+                    OnUnavailable::Reject => {
+                        self.shared.metrics.request(Decision::Rejected);
+                        self.caller.abort();
+                        Ok(())
+                    }
+                }
+            }
+        }
+    }
+
+    async fn pass_all(mut self) -> Result<(), End> {
+        let mut app = self.connect_app().await?;
+        join(&mut self.caller, &mut app).await;
+        Ok(())
+    }
+}

@@ -1,0 +1,484 @@
+//! The relay of one caller's connection: caller, agent, app.
+//!
+//! Owns both sockets and their two directions, which one task polls together: no task, dial, allocation or log line
+//! per request, and four data system calls for it. Requests pass as the bytes they came as. At a request that fits a
+//! rule it stops, once the app has answered all before it, and hands over to [`super::divert`].
+//!
+//! Nothing is stored while a connection is idle: bytes are read into a buffer on the stack, and only what could not be
+//! written, or is not yet a whole head, is kept.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, BytesMut};
+use sluice_protocol::{
+    join::{JoinStart, join_with},
+    rules::matcher::Rule,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+use super::{
+    Doubt,
+    body::Body,
+    divert::{self, Diverted, Laptops},
+    head::{MAX_HEAD, Parsed, RequestHead, Upgrade, parse_request},
+    scan::{HeadScan, Scanned},
+    track::{Answers, Followed},
+};
+use crate::{
+    connection::{End, Steered},
+    http2,
+    metrics::Decision,
+};
+
+/// Bytes read at once; more than most heads, so that a read is short and needs no second one to find the socket empty.
+pub(super) const READ: usize = 64 << 10;
+
+/// Requests that may be under way to the app before the caller is no longer read.
+const MAX_PIPELINED: usize = 64;
+
+/// Reads from the app in a row before the other direction has its turn.
+const DOWN_BURST: usize = 16;
+
+/// The caller's connection and the app's.
+pub(super) struct Relay {
+    pub(super) steered: Steered,
+    pub(super) app: Option<TcpStream>,
+    pub(super) up: Up,
+    pub(super) down: Down,
+    /// The answer before was the app's (or there was none): when the app closes, so does the caller's connection.
+    /// After a diverted request it is not: the app has seen an idle connection and may have given up on it.
+    pub(super) app_leads: bool,
+}
+
+/// Caller to app.
+#[derive(Default)]
+pub(super) struct Up {
+    /// Read from the caller and not passed on.
+    pub(super) buf: BytesMut,
+    /// How much of `buf` is decided and goes to the app.
+    decided: usize,
+    /// What is still to come of the body of the last request that passed.
+    body: Body,
+    scan: HeadScan,
+    stop: Option<Stop>,
+    /// A head has been read: what follows is HTTP/1.
+    begun: bool,
+    /// The next head goes to the app, whatever the rules say: its client could not take it.
+    pub(super) pass_next: bool,
+    /// A request to switch protocols is with the app; what follows it depends on the answer.
+    upgrading: bool,
+    /// The caller has sent its last byte.
+    pub(super) eof: bool,
+    /// The app has been told so, or takes nothing more anyway.
+    fin_sent: bool,
+    /// The app takes nothing more: the caller is no longer read.
+    refused: bool,
+}
+
+/// App to caller.
+#[derive(Default)]
+pub(super) struct Down {
+    /// Read from the app and not yet written.
+    pub(super) out: BytesMut,
+    answers: Answers,
+    raw: Option<Doubt>,
+    eof: bool,
+    fin_sent: bool,
+}
+
+/// Why the caller's bytes stay where they are.
+enum Stop {
+    /// The request at the beginning of the buffer (behind what is decided) fits a rule.
+    Match(Arc<Rule>, RequestHead),
+    /// Pass everything as bytes.
+    Raw(Doubt),
+    /// The HTTP/2 preface.
+    Http2,
+    /// The answer to an upgrade decides.
+    Upgrade,
+    /// Too many answers are owed.
+    Answers,
+}
+
+/// Where the passing stops.
+enum Event {
+    Match(Arc<Rule>, RequestHead),
+    Raw(Doubt),
+    Http2,
+    /// Bytes for the app, but its connection has gone.
+    NeedApp,
+    /// Both sides have sent their last byte.
+    Done,
+}
+
+/// Serves a connection whose port has HTTP rules until it ends.
+///
+/// # Errors
+/// [`End`] says which side broke off; the other one has been told in the same way.
+pub(crate) async fn serve(mut steered: Steered) -> Result<(), End> {
+    let app = steered.connect_app().await?;
+    let mut relay =
+        Relay { steered, app: Some(app), up: Up::default(), down: Down::default(), app_leads: true };
+    let mut laptops = Laptops::default();
+    loop {
+        let event = std::future::poll_fn(|cx| relay.poll_pass(cx)).await;
+        match event.map_err(|end| relay.broken(end))? {
+            Event::Done => return Ok(()),
+            Event::NeedApp => relay.app = Some(relay.steered.connect_app().await?),
+            Event::Raw(doubt) => return relay.wire(doubt).await,
+            Event::Http2 => {
+                let Relay { mut steered, app, up, .. } = relay;
+                let app = match app {
+                    Some(app) => app,
+                    None => steered.connect_app().await?,
+                };
+                return http2::serve(steered, app, up.buf.freeze()).await;
+            }
+            Event::Match(rule, head) => match Box::pin(divert::divert(&mut relay, &mut laptops, rule, head)).await? {
+                Diverted::Answered => relay.app_leads = false,
+                Diverted::PassOn => relay.up.pass_next = true,
+                Diverted::Closed => return Ok(()),
+            },
+        }
+    }
+}
+
+// === impl Relay ===
+
+impl Relay {
+    /// Passes bytes both ways until something else is to be done.
+    fn poll_pass(&mut self, cx: &mut Context<'_>) -> Poll<Result<Event, End>> {
+        if let Poll::Ready(event) = self.poll_down(cx)? {
+            return Poll::Ready(Ok(event));
+        }
+        if let Poll::Ready(event) = self.poll_up(cx)? {
+            return Poll::Ready(Ok(event));
+        }
+        if self.up.fin_sent && self.down.fin_sent {
+            return Poll::Ready(Ok(Event::Done));
+        }
+        Poll::Pending
+    }
+
+    fn poll_down(&mut self, cx: &mut Context<'_>) -> Poll<Result<Event, End>> {
+        for _ in 0..DOWN_BURST {
+            let down = &mut self.down;
+            ready!(poll_flush(&mut self.steered.caller, &mut down.out, usize::MAX, cx)).map_err(End::Caller)?;
+            if let Some(doubt) = down.raw.take() {
+                return Poll::Ready(Ok(Event::Raw(doubt)));
+            }
+            if down.eof {
+                if !down.fin_sent {
+                    let _ = Pin::new(&mut self.steered.caller).poll_shutdown(cx);
+                    down.fin_sent = true;
+                }
+                return Poll::Pending;
+            }
+            let Some(app) = &mut self.app else { return Poll::Pending };
+            let mut space = [const { std::mem::MaybeUninit::uninit() }; READ];
+            let mut read = ReadBuf::uninit(&mut space);
+            let result = ready!(Pin::new(app).poll_read(cx, &mut read));
+            let bytes = read.filled();
+            if !self.app_leads && (result.is_err() || bytes.is_empty() || down.answers.owed() == 0) {
+                // It gave up waiting (and may say so, with a 408) while the caller's requests went elsewhere.
+                self.app = None;
+                return Poll::Pending;
+            }
+            result.map_err(End::App)?;
+            if bytes.is_empty() {
+                down.answers.close();
+                down.eof = true;
+                continue;
+            }
+            down.follow(bytes);
+            if down.answers.owed() == 0 {
+                self.up.upgrading = false;
+            }
+            let written = match Pin::new(&mut self.steered.caller).poll_write(cx, bytes) {
+                Poll::Ready(written) => written.map_err(End::Caller)?,
+                Poll::Pending => 0,
+            };
+            down.out.extend_from_slice(&bytes[written..]);
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn poll_up(&mut self, cx: &mut Context<'_>) -> Poll<Result<Event, End>> {
+        loop {
+            if self.up.refused {
+                return Poll::Pending;
+            }
+            if self.up.decided > 0 {
+                let Some(app) = &mut self.app else { return Poll::Ready(Ok(Event::NeedApp)) };
+                self.app_leads = true;
+                let decided = self.up.decided;
+                let before = self.up.buf.len();
+                let flushed = poll_flush(app, &mut self.up.buf, decided, cx);
+                self.up.decided -= before - self.up.buf.len();
+                if ready!(flushed).is_err() {
+                    // What the app has answered, or its reset, is with the other direction.
+                    self.up.refuse();
+                    return Poll::Pending;
+                }
+            }
+            if let Some(event) = ready!(self.poll_stop()) {
+                return Poll::Ready(Ok(event));
+            }
+            if self.up.eof {
+                if !self.up.buf.is_empty() {
+                    return Poll::Ready(Ok(Event::Raw(Doubt::Truncated)));
+                }
+                if !self.up.fin_sent {
+                    self.up.fin_sent = true;
+                    match &mut self.app {
+                        Some(app) => drop(Pin::new(app).poll_shutdown(cx)),
+                        None => self.down.fin_sent = true,
+                    }
+                }
+                return Poll::Pending;
+            }
+            ready!(self.poll_caller(cx)).map_err(End::Caller)?;
+        }
+    }
+
+    /// Reads from the caller, decides, and writes what may go at once.
+    fn poll_caller(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut space = [const { std::mem::MaybeUninit::uninit() }; READ];
+        let mut read = ReadBuf::uninit(&mut space);
+        ready!(Pin::new(&mut self.steered.caller).poll_read(cx, &mut read))?;
+        let bytes = read.filled();
+        if bytes.is_empty() {
+            self.up.eof = true;
+            return Poll::Ready(Ok(()));
+        }
+        if !self.up.buf.is_empty() {
+            self.up.buf.extend_from_slice(bytes);
+            self.decide_buffered();
+            return Poll::Ready(Ok(()));
+        }
+        let pass = self.decide(bytes);
+        let mut written = 0;
+        if let (Some(app), 1..) = (&mut self.app, pass) {
+            self.app_leads = true;
+            match Pin::new(app).poll_write(cx, &bytes[..pass]) {
+                Poll::Ready(Ok(n)) => written = n,
+                Poll::Ready(Err(_)) => {
+                    self.up.refuse();
+                    return Poll::Pending;
+                }
+                Poll::Pending => {}
+            }
+        }
+        self.up.buf.extend_from_slice(&bytes[written..]);
+        self.up.decided = pass - written;
+        if self.up.buf.is_empty() {
+            // An idle connection keeps no memory.
+            self.up.buf = BytesMut::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Whether the passing has to stop here; `Pending` while it must wait for the app's answers.
+    fn poll_stop(&mut self) -> Poll<Option<Event>> {
+        let owed = self.down.answers.owed();
+        match self.up.stop.take() {
+            None => return Poll::Ready(None),
+            Some(Stop::Raw(doubt)) => return Poll::Ready(Some(Event::Raw(doubt))),
+            Some(Stop::Http2) => return Poll::Ready(Some(Event::Http2)),
+            Some(Stop::Match(rule, head)) if owed == 0 && self.down.out.is_empty() => {
+                return Poll::Ready(Some(Event::Match(rule, head)));
+            }
+            Some(Stop::Upgrade) if !self.up.upgrading => self.decide_buffered(),
+            Some(Stop::Answers) if owed < MAX_PIPELINED => self.decide_buffered(),
+            waiting => {
+                self.up.stop = waiting;
+                return Poll::Pending;
+            }
+        }
+        if self.up.decided > 0 || self.up.stop.is_none() { Poll::Ready(None) } else { self.poll_stop() }
+    }
+
+    fn decide_buffered(&mut self) {
+        let buf = std::mem::take(&mut self.up.buf);
+        self.up.decided += self.decide(&buf[self.up.decided..]);
+        self.up.buf = buf;
+    }
+
+    /// How many of `bytes`, which follow all that is decided, go to the app; `up.stop` says why not more.
+    fn decide(&mut self, bytes: &[u8]) -> usize {
+        let (up, down) = (&mut self.up, &mut self.down);
+        let mut at = 0;
+        while at < bytes.len() {
+            if !up.body.is_done() {
+                match up.body.take(&bytes[at..]) {
+                    Ok(taken) => at += taken,
+                    Err(doubt) => {
+                        up.stop = Some(Stop::Raw(doubt));
+                        return at;
+                    }
+                }
+                continue;
+            }
+            if up.upgrading {
+                up.stop = Some(Stop::Upgrade);
+                return at;
+            }
+            if down.answers.owed() >= MAX_PIPELINED {
+                up.stop = Some(Stop::Answers);
+                return at;
+            }
+            let rest = &bytes[at..];
+            if !up.begun && http2::PREFACE.starts_with(&rest[..rest.len().min(http2::PREFACE.len())]) {
+                up.stop = (rest.len() >= http2::PREFACE.len()).then_some(Stop::Http2);
+                return at;
+            }
+            match up.head(rest, &self.steered) {
+                Parsed::Partial => return at,
+                Parsed::Doubt(doubt) => {
+                    up.stop = Some(Stop::Raw(doubt));
+                    return at;
+                }
+                Parsed::Head((head, Some(rule))) => {
+                    up.begun = true;
+                    up.stop = Some(Stop::Match(rule, head));
+                    return at;
+                }
+                Parsed::Head((head, None)) => {
+                    up.begun = true;
+                    up.upgrading = head.upgrade != Upgrade::None;
+                    up.body = head.body;
+                    down.answers.expect(head.kind, up.upgrading);
+                    self.steered.shared.metrics.request(Decision::Passed);
+                    at += head.len;
+                }
+            }
+        }
+        at
+    }
+
+    /// Joins caller and app as bytes for the rest of the connection.
+    async fn wire(mut self, doubt: Doubt) -> Result<(), End> {
+        self.steered.shared.metrics.wire(doubt);
+        tracing::debug!(peer = %self.steered.peer, port = self.steered.port, reason = doubt.name(), "passing on as bytes");
+        let mut app = match self.app.take() {
+            Some(app) => app,
+            None => self.steered.connect_app().await?,
+        };
+        let start = JoinStart { to_a: self.down.out.freeze(), to_b: self.up.buf.freeze() };
+        join_with(&mut self.steered.caller, &mut app, start).await;
+        Ok(())
+    }
+
+    /// Tells the other side in the way in which this one broke off.
+    pub(super) fn broken(&mut self, end: End) -> End {
+        use sluice_protocol::duplex::Duplex as _;
+        match &end {
+            End::Caller(_) => {
+                if let Some(app) = &mut self.app {
+                    app.abort();
+                }
+            }
+            _ => self.steered.caller.abort(),
+        }
+        end
+    }
+}
+
+// === impl Up ===
+
+impl Up {
+    fn head(&mut self, rest: &[u8], steered: &Steered) -> Parsed<(RequestHead, Option<Arc<Rule>>)> {
+        if self.scan != HeadScan::default() {
+            match self.scan.advance(rest) {
+                Scanned::Partial if rest.len() >= MAX_HEAD => return Parsed::Doubt(Doubt::TooLarge),
+                Scanned::Partial => return Parsed::Partial,
+                Scanned::Doubt(doubt) => return Parsed::Doubt(doubt),
+                Scanned::Complete => self.scan = HeadScan::default(),
+            }
+        }
+        let pass = self.pass_next;
+        match parse_request(rest, |view| if pass { None } else { steered.decide(view) }) {
+            Parsed::Partial => match self.scan.advance(rest) {
+                Scanned::Partial => Parsed::Partial,
+                Scanned::Doubt(doubt) => Parsed::Doubt(doubt),
+                // The two do not agree on what is a head: that is doubt enough.
+                Scanned::Complete => Parsed::Doubt(Doubt::Grammar),
+            },
+            Parsed::Doubt(Doubt::NotHttp) if self.begun => Parsed::Doubt(Doubt::Grammar),
+            parsed => {
+                self.pass_next = false;
+                parsed
+            }
+        }
+    }
+
+    /// The app reads no more: nothing is sent to it any longer.
+    fn refuse(&mut self) {
+        self.buf = BytesMut::new();
+        self.decided = 0;
+        self.stop = None;
+        self.refused = true;
+        self.fin_sent = true;
+    }
+
+    /// What follows a diverted request begins anew.
+    pub(super) fn next_request(&mut self) {
+        self.scan = HeadScan::default();
+        if self.buf.is_empty() {
+            self.buf = BytesMut::new();
+        }
+    }
+}
+
+// === impl Down ===
+
+impl Down {
+    fn follow(&mut self, bytes: &[u8]) {
+        let mut at = 0;
+        while at < bytes.len() {
+            match self.answers.follow(&bytes[at..]) {
+                Followed::All => return,
+                Followed::End { at: end, .. } => at += end,
+                Followed::Switched { .. } => return self.raw = Some(Doubt::Upgraded),
+                Followed::Doubt { doubt, .. } => return self.raw = Some(doubt),
+            }
+        }
+    }
+}
+
+impl Default for Body {
+    fn default() -> Self {
+        Self::EMPTY
+    }
+}
+
+/// Writes the first `upto` bytes of `buf` (all, where it has fewer), taking them out as they go.
+pub(super) fn poll_flush<W: AsyncWrite + Unpin>(
+    to: &mut W,
+    buf: &mut BytesMut,
+    upto: usize,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<()>> {
+    let mut left = upto.min(buf.len());
+    while left > 0 {
+        let written = ready!(Pin::new(&mut *to).poll_write(cx, &buf[..left]))?;
+        if written == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        buf.advance(written);
+        left -= written;
+    }
+    if buf.is_empty() && buf.capacity() > 0 {
+        *buf = BytesMut::new();
+    }
+    Poll::Ready(Ok(()))
+}

@@ -1,0 +1,48 @@
+//! HTTP/2 towards developers' processes: one stream through the tunnel per caller's connection and intercept, opened
+//! with the first request that fits.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use sluice_protocol::{rules::matcher::Rule, stream::Kind};
+use tokio::sync::Mutex;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{SteeredBy, client};
+use crate::hub::Unavailable;
+
+/// The clients that requests of one connection have gone to, by intercept.
+#[derive(Debug, Default)]
+pub(super) struct Laptops(Mutex<BTreeMap<String, Arc<Mutex<Option<Laptop>>>>>);
+
+#[derive(Debug)]
+struct Laptop {
+    requests: SendRequest<Bytes>,
+    /// Drives the connection; it ends when that does.
+    driver: AbortOnDropHandle<()>,
+}
+
+// === impl Laptops ===
+
+impl Laptops {
+    /// The connection to the client of `rule`: the one that is there, or a new one. Requests that come meanwhile wait
+    /// for the same one.
+    pub(super) async fn get(&self, by: &SteeredBy, rule: &Rule) -> Result<SendRequest<Bytes>, Unavailable> {
+        let slot = self.0.lock().await.entry(rule.intercept.name.clone()).or_default().clone();
+        let mut slot = slot.lock().await;
+        if let Some(laptop) = slot.as_ref().filter(|l| !l.driver.is_finished()) {
+            return Ok(laptop.requests.clone());
+        }
+        let open = by.open(rule, Kind::Http);
+        let stream = by.shared.hub.open(rule.intercept.client.key_hash, open).await?;
+        let (requests, connection) = client().handshake(stream).await.map_err(|_| Unavailable::Lost)?;
+        let driver = tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(error = &error as &dyn std::error::Error, "a client's HTTP/2 connection broke");
+            }
+        });
+        *slot = Some(Laptop { requests: requests.clone(), driver: AbortOnDropHandle::new(driver) });
+        Ok(requests)
+    }
+}

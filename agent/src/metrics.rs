@@ -1,0 +1,202 @@
+//! What the agent counts, for Prometheus and the status page.
+//!
+//! Owns the names and labels; labels have a fixed set of values each. Counting is one atomic addition, so it may be
+//! done for every request. What the kernel counts is read when somebody asks.
+
+use std::sync::Arc;
+
+use prometheus_client::{
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+use crate::http1::Doubt;
+
+/// How a connection is served from its beginning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConnectionMode {
+    /// By a rule for all TCP.
+    Tcp,
+    /// By HTTP rules, request by request.
+    Http,
+    /// Passed to the app: its port has no rule any more.
+    Passed,
+}
+
+/// What became of a request (for rules about all TCP: of a connection).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decision {
+    /// It fits no rule: the app answered.
+    Passed,
+    /// It fits a rule: the client answered.
+    Diverted,
+    /// It fits a rule whose client was not available: the app answered.
+    UnavailablePassed,
+    /// It fits a rule whose client was not available: refused.
+    Rejected,
+    /// The client took it and went away in the middle.
+    Failed,
+}
+
+/// All counters of an agent. Clones count into the same ones.
+#[derive(Debug, Clone)]
+pub struct Metrics(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    registry: Registry,
+    connections: [Counter; 3],
+    open: Gauge,
+    requests: [Counter; 5],
+    wires: [Counter; Doubt::ALL.len()],
+    app_unreachable: Counter,
+    loops: Counter,
+    keys_refused: Counter,
+    rules_refused: Counter,
+    rules_generation: Gauge,
+}
+
+/// Counts a connection as open until dropped.
+#[derive(Debug)]
+pub(crate) struct OpenConnection(Metrics);
+
+/// One label and its value.
+type Label = [(&'static str, &'static str); 1];
+
+// === impl Metrics ===
+
+impl Metrics {
+    /// New counters, all zero, registered under the names that the README lists.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("sluice_agent");
+        let connections = Family::<Label, Counter>::default();
+        registry.register("connections", "Steered connections by how they are served", connections.clone());
+        let requests = Family::<Label, Counter>::default();
+        registry.register("requests", "Requests, or connections under a rule for all TCP, by decision", requests.clone());
+        let wires = Family::<Label, Counter>::default();
+        registry.register("wires", "Connections passed on as bytes from some point on, by reason", wires.clone());
+        let mode = |mode| connections.get_or_create_owned(&[("mode", mode)]);
+        let decision = |decision| requests.get_or_create_owned(&[("decision", decision)]);
+        let connections = ["tcp", "http", "passed"].map(mode);
+        let requests = ["passed", "diverted", "unavailable_passed", "rejected", "failed"].map(decision);
+        let wires = Doubt::ALL.map(|doubt| wires.get_or_create_owned(&[("reason", doubt.name())]));
+        let mut counter = |name, help: &str| {
+            let counter = Counter::default();
+            registry.register(name, help, counter.clone());
+            counter
+        };
+        let app_unreachable = counter("app_unreachable", "Connections reset because the app takes none");
+        let loops = counter("loops", "Connections refused because they came from the agent itself");
+        let keys_refused = counter("keys_refused", "Clients refused because no rule names their key");
+        let rules_refused = counter("rules_refused", "Versions of the rules that could not be used");
+        let mut gauge = |name, help: &str| {
+            let gauge = Gauge::default();
+            registry.register(name, help, gauge.clone());
+            gauge
+        };
+        let open = gauge("connections_open", "Steered connections that are open");
+        let rules_generation = gauge("rules_generation", "How many versions of the rules have come into force");
+        Self(Arc::new(Inner {
+            registry,
+            connections,
+            open,
+            requests,
+            wires,
+            app_unreachable,
+            loops,
+            keys_refused,
+            rules_refused,
+            rules_generation,
+        }))
+    }
+
+    pub(crate) fn open(&self) -> OpenConnection {
+        self.0.open.inc();
+        OpenConnection(self.clone())
+    }
+
+    pub(crate) fn connection(&self, mode: ConnectionMode) {
+        self.0.connections[mode as usize].inc();
+    }
+
+    pub(crate) fn request(&self, decision: Decision) {
+        self.0.requests[decision as usize].inc();
+    }
+
+    pub(crate) fn wire(&self, doubt: Doubt) {
+        self.0.wires[doubt as usize].inc();
+    }
+
+    pub(crate) fn app_unreachable(&self) {
+        self.0.app_unreachable.inc();
+    }
+
+    pub(crate) fn looped(&self) {
+        self.0.loops.inc();
+    }
+
+    pub(crate) fn key_refused(&self) {
+        self.0.keys_refused.inc();
+    }
+
+    pub(crate) fn rules_refused(&self) {
+        self.0.rules_refused.inc();
+    }
+
+    pub(crate) fn rules_in_force(&self, generation: u64) {
+        self.0.rules_generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
+    }
+
+    /// All of them in OpenMetrics text, without the closing `# EOF`.
+    ///
+    /// # Errors
+    /// Never for a `String`; the writer's errors are passed on.
+    pub fn encode(&self, to: &mut String) -> std::fmt::Result {
+        prometheus_client::encoding::text::encode_registry(to, &self.0.registry)
+    }
+
+    /// How many requests had this decision.
+    #[must_use]
+    pub fn requests(&self, decision: Decision) -> u64 {
+        self.0.requests[decision as usize].get()
+    }
+
+    /// How many steered connections were accepted.
+    #[must_use]
+    pub fn accepted(&self) -> u64 {
+        self.0.connections.iter().map(Counter::get).sum()
+    }
+
+    /// How many connections are open.
+    #[must_use]
+    pub fn open_now(&self) -> i64 {
+        self.0.open.get()
+    }
+
+    /// How many connections were passed on as bytes from some point on.
+    #[must_use]
+    pub fn wires(&self) -> u64 {
+        self.0.wires.iter().map(Counter::get).sum()
+    }
+
+    /// How many clients were refused for their key.
+    #[must_use]
+    pub fn keys_refused(&self) -> u64 {
+        self.0.keys_refused.get()
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+// === impl OpenConnection ===
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.0.open.dec();
+    }
+}
