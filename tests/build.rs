@@ -1,8 +1,6 @@
 //! Makes clients and servers of the gRPC services in `proto/` from the descriptions below, which takes no `protoc`.
 
-use tonic_build::manual::Builder;
-use tonic_build::manual::Method;
-use tonic_build::manual::Service;
+use tonic_build::manual::{Builder, Method, Service};
 
 const CODEC: &str = "tonic_prost::ProstCodec";
 

@@ -1,31 +1,26 @@
 //! Tests of the laboratory itself: what the other tests' results rest on.
 
-use std::io;
-use std::net::IpAddr;
-use std::net::Ipv4Addr;
-use std::net::Ipv6Addr;
-use std::net::SocketAddr;
-use std::path::Path;
-use std::process::Command;
-use std::time::Duration;
-use std::time::Instant;
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
 
-use anyhow::Context as _;
-use anyhow::Result;
-use anyhow::ensure;
-use sluice_tests::Direction;
-use sluice_tests::Host;
-use sluice_tests::Lab;
-use sluice_tests::Shape;
-use sluice_tests::eventually;
-use sluice_tests::peers::pattern;
-use sluice_tests::peers::raw::RawApp;
-use sluice_tests::peers::raw::Script;
-use tokio::io::AsyncReadExt as _;
-use tokio::io::AsyncWriteExt as _;
-use tokio::net::TcpStream;
-use tokio::net::UdpSocket;
-use tokio::time::timeout;
+use anyhow::{Context as _, Result, ensure};
+use sluice_tests::{
+    Direction, Host, Lab, Shape, eventually,
+    peers::{
+        pattern,
+        raw::{RawApp, Script},
+    },
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpStream, UdpSocket},
+    time::timeout,
+};
 
 const ANY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 7);
 const ANY_V6: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 7);

@@ -1,30 +1,23 @@
 //! Tests of those who talk in the other tests: what they report is what went over the wire.
 
-use std::net::IpAddr;
-use std::net::Ipv6Addr;
-use std::net::SocketAddr;
-use std::time::Duration;
+use std::{
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
 
-use anyhow::Result;
-use anyhow::ensure;
-use sluice_tests::Host;
-use sluice_tests::Lab;
-use sluice_tests::eventually;
-use sluice_tests::peers::grpc::GrpcApp;
-use sluice_tests::peers::grpc::GrpcCaller;
-use sluice_tests::peers::http1;
-use sluice_tests::peers::http1::Answer;
-use sluice_tests::peers::http1::Http1App;
-use sluice_tests::peers::http1::Http1Caller;
-use sluice_tests::peers::http1::Then;
-use sluice_tests::peers::http2::Http2App;
-use sluice_tests::peers::http2::Http2Caller;
-use sluice_tests::peers::pattern;
-use sluice_tests::peers::raw::End;
-use sluice_tests::peers::raw::RawApp;
-use sluice_tests::peers::raw::Script;
-use tokio::io::AsyncReadExt as _;
-use tokio::io::AsyncWriteExt as _;
+use anyhow::{Result, ensure};
+use sluice_tests::{
+    Host, Lab, eventually,
+    peers::{
+        grpc::{GrpcApp, GrpcCaller},
+        http1,
+        http1::{Answer, Http1App, Http1Caller, Then},
+        http2::{Http2App, Http2Caller},
+        pattern,
+        raw::{End, RawApp, Script},
+    },
+};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 const ANY: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 8080);
 const SOON: Duration = Duration::from_secs(5);

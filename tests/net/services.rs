@@ -1,15 +1,9 @@
 //! Tests of the demo's services.
 
-use std::process::Command;
-use std::time::Duration;
+use std::{process::Command, time::Duration};
 
-use anyhow::Result;
-use anyhow::ensure;
-use sluice_tests::Host;
-use sluice_tests::Lab;
-use sluice_tests::Process;
-use sluice_tests::binaries;
-use sluice_tests::peers::http1::Http1Caller;
+use anyhow::{Result, ensure};
+use sluice_tests::{Host, Lab, Process, binaries, peers::http1::Http1Caller};
 
 const SOON: Duration = Duration::from_secs(10);
 

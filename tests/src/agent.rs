@@ -2,32 +2,20 @@
 //!
 //! Talks to it as an operator would: its rules file, its admin port, its signals.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::net::IpAddr;
-use std::net::Ipv4Addr;
-use std::net::SocketAddr;
-use std::path::Path;
-use std::path::PathBuf;
-use std::process::Command;
-use std::process::ExitStatus;
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus},
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
-use anyhow::Context as _;
-use anyhow::Result;
-use anyhow::anyhow;
-use anyhow::bail;
-use anyhow::ensure;
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use serde::Deserialize;
 
-use crate::Host;
-use crate::Process;
-use crate::binaries;
-use crate::client::ClientKey;
-use crate::eventually;
-use crate::peers::http1::Http1Caller;
+use crate::{Host, Process, binaries, client::ClientKey, eventually, peers::http1::Http1Caller};
 
 /// The address of the agent's admin endpoint, seen from its own host.
 const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 17090);

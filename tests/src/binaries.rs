@@ -2,9 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context as _;
-use anyhow::Result;
-use anyhow::bail;
+use anyhow::{Context as _, Result, bail};
 
 /// Path of one of the workspace's programs.
 pub fn find(name: &str) -> Result<PathBuf> {

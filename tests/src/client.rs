@@ -1,21 +1,15 @@
 //! The real client in a host: `sluice tunnel`, with a key of its own.
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::process::Command;
-use std::process::ExitStatus;
-use std::time::Duration;
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    process::{Command, ExitStatus},
+    time::Duration,
+};
 
-use anyhow::Context as _;
-use anyhow::Result;
-use anyhow::ensure;
+use anyhow::{Context as _, Result, ensure};
 
-use crate::Agent;
-use crate::Host;
-use crate::Lab;
-use crate::Process;
-use crate::binaries;
-use crate::command;
+use crate::{Agent, Host, Lab, Process, binaries, command};
 
 /// How long starting and stopping may take on a busy machine.
 const LIMIT: Duration = Duration::from_secs(20);

@@ -3,15 +3,14 @@
 //! Runs in whatever network namespace the calling thread is in. Only for tools that end by themselves within
 //! moments; what keeps running is a [`Process`](crate::Process).
 
-use std::ffi::OsStr;
-use std::io::Write as _;
-use std::os::unix::process::CommandExt as _;
-use std::process::Command;
-use std::process::Stdio;
+use std::{
+    ffi::OsStr,
+    io::Write as _,
+    os::unix::process::CommandExt as _,
+    process::{Command, Stdio},
+};
 
-use anyhow::Context as _;
-use anyhow::Result;
-use anyhow::bail;
+use anyhow::{Context as _, Result, bail};
 
 /// Runs `program` with `input` on its standard input and returns what it printed.
 pub(crate) fn run<S: AsRef<OsStr>>(program: &str, arguments: &[S], input: &str) -> Result<String> {

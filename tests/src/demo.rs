@@ -12,8 +12,7 @@ pub mod tictac;
 use std::time::Duration;
 
 use anyhow::Result;
-use tokio::signal::unix::SignalKind;
-use tokio::signal::unix::signal;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 /// The header, or metadata entry, with which `add` signs what it has added.

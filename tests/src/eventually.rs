@@ -2,16 +2,10 @@
 //!
 //! Runs on the caller's runtime and in no particular namespace. Knows nothing about what is waited for.
 
-use std::fmt::Display;
-use std::future::Future;
-use std::panic::Location;
-use std::time::Duration;
+use std::{fmt::Display, future::Future, panic::Location, time::Duration};
 
-use anyhow::Result;
-use anyhow::bail;
-use tokio::time::Instant;
-use tokio::time::sleep;
-use tokio::time::timeout_at;
+use anyhow::{Result, bail};
+use tokio::time::{Instant, sleep, timeout_at};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);

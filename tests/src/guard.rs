@@ -3,12 +3,9 @@
 //! Kernel objects are told apart by id, never by name: other runs on the same machine have objects of the same names.
 //! Whose an id is, `/proc/PID/fdinfo` says while the process lives; whether it still exists, `bpftool` says.
 
-use std::collections::BTreeSet;
-use std::fmt;
-use std::fs;
+use std::{collections::BTreeSet, fmt, fs};
 
-use anyhow::Context as _;
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use serde::Deserialize;
 
 use crate::command;

@@ -5,51 +5,36 @@
 mod running;
 mod worker;
 
-use std::collections::BTreeSet;
-use std::fs;
-use std::fs::File;
-use std::future::Future;
-use std::io;
-use std::net::IpAddr;
-use std::net::Ipv4Addr;
-use std::net::Ipv6Addr;
-use std::net::SocketAddr;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
-use std::path::PathBuf;
-use std::process::ChildStdin;
-use std::process::ChildStdout;
-use std::process::Command;
-use std::process::Stdio;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::OnceLock;
-use std::sync::PoisonError;
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::{
+    collections::BTreeSet,
+    fs,
+    fs::File,
+    future::Future,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    process::{ChildStdin, ChildStdout, Command, Stdio},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
-use anyhow::Context as _;
-use anyhow::Result;
-use anyhow::anyhow;
-use anyhow::bail;
-use nix::sys::socket::setsockopt;
-use nix::sys::socket::sockopt;
-use tokio::net::TcpListener;
-use tokio::net::TcpSocket;
-use tokio::net::TcpStream;
-use tokio::net::UdpSocket;
+use anyhow::{Context as _, Result, anyhow, bail};
+use nix::sys::socket::{setsockopt, sockopt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 
 pub use self::running::Running;
 use self::worker::Worker;
-use crate::command;
-use crate::eventually;
-use crate::guard;
-use crate::guard::BpfObjects;
-use crate::lab::Shared;
-use crate::leftovers::NETNS_DIR;
-use crate::process::Inner as ProcessInner;
-use crate::process::Process;
+use crate::{
+    command, eventually, guard,
+    guard::BpfObjects,
+    lab::Shared,
+    leftovers::NETNS_DIR,
+    process::{Inner as ProcessInner, Process},
+};
 
 /// A host; clones are the same host.
 #[derive(Clone, Debug)]

@@ -3,36 +3,27 @@
 //! A lab that goes out of scope without [`Lab::finish`] belongs to a failed test: it shows what its programs printed
 //! and takes everything down. Labs of one process and of several processes run side by side.
 
-use std::collections::BTreeSet;
-use std::fs;
-use std::path::Path;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::OnceLock;
-use std::sync::PoisonError;
-use std::thread;
-use std::time::Duration;
-use std::time::Instant;
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
 
-use anyhow::Result;
-use anyhow::anyhow;
-use anyhow::bail;
-use anyhow::ensure;
+use anyhow::{Result, anyhow, bail, ensure};
 
-use crate::guard;
-use crate::guard::BpfObjects;
-use crate::host::Host;
-use crate::host::HostBuilder;
-use crate::leftovers;
-use crate::link::Link;
-use crate::link::LinkProcess;
-use crate::link::shape::Shape;
-use crate::process;
-use crate::process::Inner as ProcessInner;
-use crate::run_id::PREFIX;
-use crate::run_id::RunId;
+use crate::{
+    guard,
+    guard::BpfObjects,
+    host::{Host, HostBuilder},
+    leftovers,
+    link::{Link, LinkProcess, shape::Shape},
+    process,
+    process::Inner as ProcessInner,
+    run_id::{PREFIX, RunId},
+};
 
 /// How long the kernel may take to free what nobody holds any more: it does so in the background.
 const KERNEL_FREES_WITHIN: Duration = Duration::from_secs(10);

@@ -3,19 +3,21 @@
 //! Runs in the machine's first namespaces, once for each process, before its first lab. Touches only what carries the
 //! name of a run whose process is gone: runs in parallel never see each other.
 
-use std::fs;
-use std::path::Path;
-use std::path::PathBuf;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Result;
-use nix::sys::signal::Signal;
-use nix::sys::signal::kill;
-use nix::unistd::Pid;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
-use crate::command;
-use crate::run_id::PREFIX;
-use crate::run_id::RUN_VARIABLE;
-use crate::run_id::RunId;
+use crate::{
+    command,
+    run_id::{PREFIX, RUN_VARIABLE, RunId},
+};
 
 /// Where iproute2 keeps named network namespaces.
 pub(crate) const NETNS_DIR: &str = "/run/netns";

@@ -27,20 +27,14 @@ pub mod binaries;
 pub mod demo;
 pub mod peers;
 
-pub use agent::Agent;
-pub use agent::AgentBuilder;
-pub use agent::Status;
-pub use client::Client;
-pub use client::ClientKey;
-pub use eventually::Outcome;
-pub use eventually::eventually;
+pub use agent::{Agent, AgentBuilder, Status};
+pub use client::{Client, ClientKey};
+pub use eventually::{Outcome, eventually};
 pub use guard::BpfObjects;
-pub use host::Host;
-pub use host::HostBuilder;
-pub use host::Running;
+pub use host::{Host, HostBuilder, Running};
 pub use lab::Lab;
-pub use link::Link;
-pub use link::shape::Direction;
-pub use link::shape::Shape;
-pub use link::shape::ShapeOrder;
+pub use link::{
+    Link,
+    shape::{Direction, Shape, ShapeOrder},
+};
 pub use process::Process;

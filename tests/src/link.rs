@@ -6,30 +6,18 @@
 
 pub(crate) mod shape;
 
-use std::fmt::Write as _;
-use std::io::BufRead as _;
-use std::io::BufReader;
-use std::io::Write as _;
-use std::net::IpAddr;
-use std::process::ChildStdin;
-use std::process::ChildStdout;
-use std::process::Command;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::{
+    fmt::Write as _,
+    io::{BufRead as _, BufReader, Write as _},
+    net::IpAddr,
+    process::{ChildStdin, ChildStdout, Command},
+    sync::{Arc, Mutex, PoisonError},
+};
 
-use anyhow::Context as _;
-use anyhow::Result;
-use anyhow::bail;
-use anyhow::ensure;
+use anyhow::{Context as _, Result, bail, ensure};
 
-use self::shape::Direction;
-use self::shape::Shape;
-use self::shape::ShapeOrder;
-use crate::binaries;
-use crate::command;
-use crate::host::Host;
-use crate::process::Process;
+use self::shape::{Direction, Shape, ShapeOrder};
+use crate::{binaries, command, host::Host, process::Process};
 
 /// A link between two hosts. It stays when this is dropped: the lab takes it down.
 #[derive(Debug)]

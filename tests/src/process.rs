@@ -3,32 +3,23 @@
 //! Its output goes to a file of the lab, which is shown when the test fails. It is killed by its id when the handle is
 //! dropped, when the lab is finished, and by the kernel when the test process dies.
 
-use std::collections::BTreeSet;
-use std::fmt::Write as _;
-use std::fs;
-use std::fs::File;
-use std::io;
-use std::os::unix::process::CommandExt as _;
-use std::path::Path;
-use std::path::PathBuf;
-use std::process::Child;
-use std::process::Command;
-use std::process::ExitStatus;
-use std::process::Stdio;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
-use std::time::Duration;
+use std::{
+    collections::BTreeSet,
+    fmt::Write as _,
+    fs,
+    fs::File,
+    io,
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-use anyhow::Context as _;
-use anyhow::Result;
-use nix::sys::signal::Signal;
-use nix::unistd::Pid;
+use anyhow::{Context as _, Result};
+use nix::{sys::signal::Signal, unistd::Pid};
 
-use crate::eventually;
-use crate::guard::BpfObjects;
-use crate::run_id::RUN_VARIABLE;
+use crate::{eventually, guard::BpfObjects, run_id::RUN_VARIABLE};
 
 /// Handle of a program that was started with [`Host::spawn`](crate::Host::spawn).
 #[derive(Debug)]

@@ -4,10 +4,7 @@
 //! start time, so that whoever finds a leftover can tell with certainty whether its owner still lives, without any
 //! file that the owner would have to remove.
 
-use std::fmt;
-use std::fs;
-use std::str::FromStr;
-use std::sync::LazyLock;
+use std::{fmt, fs, str::FromStr, sync::LazyLock};
 
 /// Environment variable that marks the processes of a lab.
 pub(crate) const RUN_VARIABLE: &str = "SLUICE_RUN";

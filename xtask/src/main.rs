@@ -2,7 +2,15 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
+mod cargo;
+mod demo;
 mod ebpf;
+mod lint;
+mod system;
+mod test;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -15,12 +23,38 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Task {
+    /// Build agent, client and the tests' own programs.
+    Build(BuildArgs),
+    /// Show in a terminal what Sluice does, on this machine alone (needs root).
+    Demo(demo::DemoArgs),
+    /// Run every test; those on real kernel networking need root.
+    Test(test::TestArgs),
+    /// Check formatting, lints, documentation and that the committed kernel program is current.
+    Lint,
+    /// Measure what Sluice costs (needs root).
+    Bench(bench::BenchArgs),
     /// Compile the program that runs in the kernel, or check the committed object.
     Ebpf(ebpf::EbpfArgs),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().task {
-        Task::Ebpf(args) => ebpf::run(args),
-    }
+#[derive(Debug, clap::Args)]
+struct BuildArgs {
+    /// Optimised.
+    #[arg(long)]
+    release: bool,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().task {
+        Task::Build(args) => cargo::build_programs(args.release).map(|()| ExitCode::SUCCESS),
+        Task::Demo(args) => demo::run(args),
+        Task::Test(args) => test::run(&args),
+        Task::Lint => lint::run(),
+        Task::Bench(args) => bench::run(&args),
+        Task::Ebpf(args) => ebpf::run(args).map(|()| ExitCode::SUCCESS),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
 }

@@ -5,31 +5,21 @@
 
 #![forbid(unsafe_code)]
 
-use std::collections::BinaryHeap;
-use std::fs::File;
-use std::io::BufRead as _;
-use std::io::Write as _;
-use std::path::Path;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::Condvar;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
-use std::thread;
-use std::time::Duration;
-use std::time::Instant;
+use std::{
+    collections::BinaryHeap,
+    fs::File,
+    io::{BufRead as _, Write as _},
+    path::{Path, PathBuf},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
 
-use anyhow::Context as _;
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::Parser;
-use nix::sched::CloneFlags;
-use nix::sched::setns;
-use sluice_tests::Direction;
-use sluice_tests::Shape;
-use sluice_tests::ShapeOrder;
-use tun_rs::DeviceBuilder;
-use tun_rs::SyncDevice;
+use nix::sched::{CloneFlags, setns};
+use sluice_tests::{Direction, Shape, ShapeOrder};
+use tun_rs::{DeviceBuilder, SyncDevice};
 
 /// What Ethernet carries, so that a connection over this link is cut into the packets it would really have.
 const MTU: u16 = 1500;

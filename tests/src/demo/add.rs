@@ -2,29 +2,22 @@
 
 use std::net::SocketAddr;
 
-use anyhow::Context as _;
-use anyhow::Result;
-use http::HeaderValue;
-use http::Method;
-use http::Request as HttpRequest;
-use http::StatusCode;
+use anyhow::{Context as _, Result};
+use http::{HeaderValue, Method, Request as HttpRequest, StatusCode};
 use hyper::body::Incoming;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tonic::Request;
-use tonic::Response;
-use tonic::Status;
-use tonic::metadata::AsciiMetadataValue;
-use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
+use tonic::{
+    Request, Response, Status,
+    metadata::AsciiMetadataValue,
+    transport::{Server, server::TcpIncoming},
+};
 
-use super::ANSWERED_BY;
-use super::DRAIN;
-use super::messages::Adder;
-use super::messages::AdderServer;
-use super::messages::Summands;
-use super::messages::Total;
-use super::web;
+use super::{
+    ANSWERED_BY, DRAIN,
+    messages::{Adder, AdderServer, Summands, Total},
+    web,
+};
 
 /// Where `add` listens and how it signs.
 #[derive(Clone, Debug)]

@@ -1,31 +1,20 @@
 //! The service `tictac`: `POST /tic` counts one up, `GET /tac` tells where it stands. `add` does the counting.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
-use anyhow::Context as _;
-use anyhow::Result;
-use http::HeaderMap;
-use http::HeaderName;
-use http::HeaderValue;
-use http::Method;
-use http::Request as HttpRequest;
-use http::StatusCode;
-use http::Uri;
-use http::header;
+use anyhow::{Context as _, Result};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request as HttpRequest, StatusCode, Uri, header};
 use hyper::body::Incoming;
 use serde::Serialize;
-use tokio::net::TcpListener;
-use tokio::sync::Mutex;
+use tokio::{net::TcpListener, sync::Mutex};
 use tokio_util::sync::CancellationToken;
-use tonic::Request;
-use tonic::metadata::MetadataMap;
-use tonic::transport::Endpoint;
+use tonic::{Request, metadata::MetadataMap, transport::Endpoint};
 
-use super::ANSWERED_BY;
-use super::messages::AdderClient;
-use super::messages::Summands;
-use super::web;
+use super::{
+    ANSWERED_BY,
+    messages::{AdderClient, Summands},
+    web,
+};
 
 /// Where `tictac` listens, and where it finds `add`.
 #[derive(Clone, Debug)]

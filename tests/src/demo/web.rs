@@ -1,31 +1,18 @@
 //! The HTTP/1 side that both services have: a listener, small JSON messages, an orderly end.
 
-use std::convert::Infallible;
-use std::future::Future;
+use std::{convert::Infallible, future::Future};
 
 use anyhow::Result;
 use bytes::Bytes;
-use http::HeaderValue;
-use http::Request;
-use http::Response;
-use http::StatusCode;
-use http::header::CONTENT_TYPE;
-use http_body_util::BodyExt as _;
-use http_body_util::Full;
-use http_body_util::Limited;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
-use hyper_util::rt::TokioTimer;
+use http::{HeaderValue, Request, Response, StatusCode, header::CONTENT_TYPE};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
-use tokio::net::TcpListener;
-use tokio::net::TcpStream;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::ANSWERED_BY;
-use super::DRAIN;
+use super::{ANSWERED_BY, DRAIN};
 
 pub(super) type Answer = Response<Full<Bytes>>;
 

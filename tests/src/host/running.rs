@@ -3,19 +3,18 @@
 //! For libraries that open their sockets themselves. Test code that only needs a socket takes it from
 //! [`Host::connect`](crate::Host::connect) or [`Host::listen`](crate::Host::listen) and stays where it is.
 
-use std::fs::File;
-use std::future::Future;
-use std::pin::Pin;
-use std::task::Context;
-use std::task::Poll;
-use std::thread;
-use std::thread::JoinHandle;
+use std::{
+    fs::File,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+    thread,
+    thread::JoinHandle,
+};
 
-use anyhow::Result;
-use anyhow::anyhow;
+use anyhow::{Result, anyhow};
 use tokio::sync::oneshot;
-use tokio_util::sync::CancellationToken;
-use tokio_util::sync::DropGuard;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::worker::enter;
 

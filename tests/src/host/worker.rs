@@ -4,17 +4,10 @@
 //! sockets and children are made here and used anywhere. The thread is also what the kernel takes for the parent of
 //! the children, which matters for `PR_SET_PDEATHSIG`: they die with this thread and not earlier.
 
-use std::fs::File;
-use std::path::Path;
-use std::sync::mpsc;
-use std::thread;
-use std::thread::JoinHandle;
+use std::{fs::File, path::Path, sync::mpsc, thread, thread::JoinHandle};
 
-use anyhow::Context as _;
-use anyhow::Result;
-use anyhow::anyhow;
-use nix::sched::CloneFlags;
-use nix::sched::setns;
+use anyhow::{Context as _, Result, anyhow};
+use nix::sched::{CloneFlags, setns};
 
 type Job = Box<dyn FnOnce() + Send>;
 

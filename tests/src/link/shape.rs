@@ -1,10 +1,8 @@
 //! How a link treats packets, in one direction: the words that the harness and the link process share.
 
-use std::fmt;
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
-use serde::Deserialize;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What happens to packets of one direction. The default does nothing to them.
 ///

@@ -3,12 +3,8 @@
 //! Strict where it matters to the tests (a message that is not framed beyond doubt is an error) and otherwise simple;
 //! written independently of the agent's own reading of HTTP, which it serves to check.
 
-use anyhow::Context as _;
-use anyhow::Result;
-use anyhow::bail;
-use anyhow::ensure;
-use tokio::io::AsyncRead;
-use tokio::io::AsyncReadExt as _;
+use anyhow::{Context as _, Result, bail, ensure};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 const MOST_HEADERS: usize = 256;
 const MOST_HEAD: usize = 1024 * 1024;

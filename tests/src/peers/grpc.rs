@@ -14,35 +14,26 @@ pub mod service {
     include!(concat!(env!("OUT_DIR"), "/sluice.test.Talk.rs"));
 }
 
-use std::net::SocketAddr;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
+use std::{
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
-use anyhow::Context as _;
-use anyhow::Result;
-use futures_util::Stream;
-use futures_util::StreamExt as _;
-use futures_util::TryStreamExt as _;
-use futures_util::stream;
+use anyhow::{Context as _, Result};
+use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use hyper_util::rt::TokioIo;
 use tokio_util::task::AbortOnDropHandle;
-use tonic::Request;
-use tonic::Response;
-use tonic::Status;
-use tonic::Streaming;
-use tonic::metadata::MetadataMap;
-use tonic::metadata::MetadataValue;
-use tonic::transport::Channel;
-use tonic::transport::Endpoint;
-use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
+use tonic::{
+    Request, Response, Status, Streaming,
+    metadata::{MetadataMap, MetadataValue},
+    transport::{Channel, Endpoint, Server, server::TcpIncoming},
+};
 
-use self::service::talk_client::TalkClient;
-use self::service::talk_server::Talk;
-use self::service::talk_server::TalkServer;
+use self::service::{
+    talk_client::TalkClient,
+    talk_server::{Talk, TalkServer},
+};
 use super::ANSWERED_BY;
 use crate::Host;
 

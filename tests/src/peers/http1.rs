@@ -1,23 +1,21 @@
 //! HTTP/1: an app that says who it is and shows what it got, and a caller that sends what it is given.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
-use anyhow::Context as _;
-use anyhow::Result;
-use tokio::io::AsyncWriteExt as _;
-use tokio::net::TcpListener;
-use tokio::net::TcpStream;
+use anyhow::{Context as _, Result};
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::{TcpListener, TcpStream},
+};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::ANSWERED_BY;
-use super::framing;
-use super::framing::Buffer;
-use super::framing::First;
-use super::framing::Length;
+use super::{
+    ANSWERED_BY, framing,
+    framing::{Buffer, First, Length},
+};
 use crate::Host;
 
 type Responder = dyn Fn(&str, &Request) -> Answer + Send + Sync;

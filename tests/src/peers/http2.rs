@@ -1,23 +1,18 @@
 //! HTTP/2: an app that says who it is, and a caller with one connection, both on the `h2` crate.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
-use anyhow::Context as _;
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use bytes::Bytes;
-use h2::RecvStream;
-use h2::client::SendRequest;
-use http::HeaderMap;
-use http::HeaderValue;
-use http::Method;
-use http::Uri;
-use tokio::io::AsyncRead;
-use tokio::io::AsyncWrite;
-use tokio::net::TcpListener;
+use h2::{RecvStream, client::SendRequest};
+use http::{HeaderMap, HeaderValue, Method, Uri};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
+};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::ANSWERED_BY;

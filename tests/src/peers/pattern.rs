@@ -1,11 +1,7 @@
 //! Bytes that can be checked where they arrive without being kept: each 8-byte word is a function of its position.
 
-use anyhow::Result;
-use anyhow::ensure;
-use tokio::io::AsyncRead;
-use tokio::io::AsyncReadExt as _;
-use tokio::io::AsyncWrite;
-use tokio::io::AsyncWriteExt as _;
+use anyhow::{Result, ensure};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 const WORD: u64 = 8;
 const CHUNK: u64 = 64 * 1024;

@@ -1,0 +1,102 @@
+//! The machine: who runs this, and the tools that Rust does not bring along.
+
+use std::{
+    env, fs,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+const APT: &str = "/usr/bin/apt-get";
+
+/// Where administrators' tools are, which an ordinary user's PATH may leave out.
+const MORE_FOLDERS: [&str; 2] = ["/usr/sbin", "/sbin"];
+
+/// A program, and the package that has it on Debian.
+type Tool = (&'static str, &'static str);
+
+/// What a network of namespaces needs.
+pub(crate) const NETWORK: &[Tool] =
+    &[("ip", "iproute2"), ("tc", "iproute2"), ("nft", "nftables"), ("setpriv", "util-linux"), ("bpftool", "bpftool")];
+
+/// What a person needs to try things out inside it.
+pub(crate) const BY_HAND: &[Tool] = &[("nsenter", "util-linux"), ("curl", "curl")];
+
+/// Whether this runs as root.
+pub(crate) fn is_root() -> bool {
+    fs::metadata("/proc/self").is_ok_and(|this| this.uid() == 0)
+}
+
+/// Installs the packages of those tools that are missing, or says which they are where that cannot be done.
+pub(crate) fn provide(tools: &[Tool]) -> Result<()> {
+    let missing = missing(tools, &folders());
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let packages = packages(&missing);
+    let names: Vec<_> = missing.iter().map(|(program, _)| *program).collect();
+    if !Path::new(APT).exists() {
+        bail!(
+            "missing: {}. Install them with this system's package manager (on Debian the packages are {})",
+            names.join(", "),
+            packages.join(", ")
+        );
+    }
+    let by_hand = format!("apt-get update && apt-get install {}", packages.join(" "));
+    ensure!(is_root(), "missing: {}. As root, run: {by_hand}", names.join(", "));
+    eprintln!("installing {} (once)", packages.join(", "));
+    for arguments in
+        [&["update", "-qq"][..], &[&["install", "-qq", "-y", "--no-install-recommends"][..], &packages].concat()]
+    {
+        let mut command = Command::new(APT);
+        command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
+        // What apt prints is no part of what this prints.
+        command.stdout(std::io::stderr());
+        let status = command.status().context("cannot run apt-get")?;
+        ensure!(status.success(), "apt-get failed; to see why, run: {by_hand}");
+    }
+    Ok(())
+}
+
+/// A PATH on which the tools are found.
+pub(crate) fn path() -> Result<std::ffi::OsString> {
+    env::join_paths(folders()).context("PATH cannot be extended")
+}
+
+fn folders() -> Vec<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let mut folders: Vec<_> = env::split_paths(&path).collect();
+    for more in MORE_FOLDERS.map(PathBuf::from) {
+        if !folders.contains(&more) {
+            folders.push(more);
+        }
+    }
+    folders
+}
+
+fn missing(tools: &[Tool], folders: &[PathBuf]) -> Vec<Tool> {
+    tools.iter().filter(|(program, _)| !folders.iter().any(|folder| folder.join(program).exists())).copied().collect()
+}
+
+fn packages(missing: &[Tool]) -> Vec<&'static str> {
+    let mut packages: Vec<_> = missing.iter().map(|(_, package)| *package).collect();
+    packages.sort_unstable();
+    packages.dedup();
+    packages
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_named_once() {
+        let none = missing(&[("sh", "dash")], &folders());
+        assert!(none.is_empty(), "{none:?}");
+        let all = missing(NETWORK, &[PathBuf::from("/nowhere")]);
+        assert_eq!(all, NETWORK);
+        assert_eq!(packages(&all), ["bpftool", "iproute2", "nftables", "util-linux"]);
+    }
+}

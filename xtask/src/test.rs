@@ -1,0 +1,62 @@
+//! `cargo xtask test`: every ring of tests that can run here, and a word about those that cannot.
+
+use std::{env, process::ExitCode};
+
+use anyhow::{Context as _, Result};
+
+use crate::{cargo, system};
+
+/// Arguments of `cargo xtask test`.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct TestArgs {
+    /// Only tests whose name contains this.
+    filter: Option<String>,
+    /// Passed on to the test programs.
+    #[arg(last = true)]
+    arguments: Vec<String>,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
+    let privileged = system::is_root();
+    if privileged {
+        system::provide(system::NETWORK)?;
+    }
+    // The tests start these programs, which `cargo test` alone would not build.
+    cargo::build_programs(false)?;
+
+    // `--include-ignored` is not for examples in documentation: there `ignore` means what it says.
+    let programs = cargo_test(args, &["--lib", "--bins", "--tests"], privileged)?;
+    let examples = cargo_test(args, &["--doc"], false)?;
+
+    println!();
+    println!("unit tests in each crate: {}", ran(programs));
+    println!("examples in the documentation: {}", ran(examples));
+    if privileged {
+        println!("tests on real kernel networking (tests/net and others that need root): {}", ran(programs));
+    } else {
+        println!(
+            "tests on real kernel networking (counted as ignored above): SKIPPED, they need root: \
+             sudo env \"PATH=$PATH\" \"HOME=$HOME\" cargo xtask test"
+        );
+    }
+    Ok(if programs && examples { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn cargo_test(args: &TestArgs, targets: &[&str], include_ignored: bool) -> Result<bool> {
+    let mut command = cargo::command(&["test", "--workspace", "--no-fail-fast"])?;
+    command.args(targets).args(&args.filter).env("PATH", system::path()?);
+    // A failed test says what it has seen; the stack of the error that carried it out of the test adds nothing.
+    if env::var_os("RUST_LIB_BACKTRACE").is_none() {
+        command.env("RUST_LIB_BACKTRACE", "0");
+    }
+    command.arg("--").args(&args.arguments);
+    if include_ignored {
+        command.arg("--include-ignored");
+    }
+    Ok(command.status().context("cannot run cargo")?.success())
+}
+
+fn ran(well: bool) -> &'static str {
+    if well { "ok" } else { "FAILED" }
+}
