@@ -7,6 +7,7 @@ use std::io;
 use std::pin::Pin;
 use std::task::Context;
 use std::task::Poll;
+use std::task::ready;
 
 use quinn::RecvStream;
 use quinn::SendStream;
@@ -99,7 +100,12 @@ impl AsyncRead for QuicDuplex {
 
 impl AsyncWrite for QuicDuplex {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        AsyncWrite::poll_write(Pin::new(&mut self.get_mut().send), cx, buf)
+        let written = ready!(Pin::new(&mut self.get_mut().send).poll_write(cx, buf));
+        Poll::Ready(written.map_err(|error| match error {
+            // The peer reads no more; what it sends is as good as before. quinn has no kind of its own for that.
+            quinn::WriteError::Stopped(_) => io::Error::new(io::ErrorKind::BrokenPipe, error),
+            error => error.into(),
+        }))
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

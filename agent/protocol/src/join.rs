@@ -227,3 +227,6 @@ impl Side {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -269,3 +269,6 @@ fn nibble(digit: u8) -> Result<u8, ParseHashError> {
         _ => Err(ParseHashError::Digits),
     }
 }
+
+#[cfg(test)]
+mod tests;

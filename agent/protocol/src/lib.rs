@@ -46,10 +46,14 @@ pub mod close;
 pub mod duplex;
 pub mod join;
 pub mod key;
+pub mod rules;
 pub mod stream;
 pub mod tls;
 pub mod transport;
 pub mod way;
+
+#[cfg(test)]
+mod testing;
 
 /// The protocol that both ends must name in the TLS handshake; the number is raised by breaking edits.
 pub const ALPN: &[u8] = b"sluice/1";

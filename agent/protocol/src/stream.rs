@@ -200,3 +200,6 @@ fn body_length([_, high, low]: [u8; HEADER]) -> Result<usize, ReadMessageError> 
     let length = usize::from(u16::from_be_bytes([high, low]));
     if length <= MAX_BODY { Ok(length) } else { Err(ReadMessageError::TooLong { length }) }
 }
+
+#[cfg(test)]
+mod tests;

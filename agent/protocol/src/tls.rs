@@ -67,7 +67,7 @@ pub enum Refusal {
     Unproven,
     /// The peer showed no key at all.
     NoKey,
-    /// The two ends have no version of the protocol in common.
+    /// The two ends have no version of Sluice's protocol in common, or one of them wants certificates.
     Version,
 }
 
@@ -162,7 +162,7 @@ impl Refusal {
             Some(Self::Unproven)
         } else if is(AlertDescription::CertificateRequired) {
             Some(Self::NoKey)
-        } else if is(AlertDescription::NoApplicationProtocol) {
+        } else if is(AlertDescription::NoApplicationProtocol) || is(AlertDescription::HandshakeFailure) {
             Some(Self::Version)
         } else {
             None
@@ -178,3 +178,6 @@ fn certified_key(identity: &Identity) -> Arc<CertifiedKey> {
     let public_key = CertificateDer::from(identity.public_key().to_vec());
     Arc::new(CertifiedKey::new(vec![public_key], identity.signing_key()))
 }
+
+#[cfg(test)]
+mod tests;

@@ -144,3 +144,6 @@ const UNSUPPORTED_FAMILY: i32 = if cfg!(windows) {
 } else {
     47
 };
+
+#[cfg(test)]
+mod tests;
