@@ -2,6 +2,8 @@
 //!
 //! Every test here needs root and is ignored without; `cargo xtask test` runs them. A file for each theme.
 
+mod guard;
 mod harness;
+mod links;
 mod peers;
 mod services;
