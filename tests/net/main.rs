@@ -2,6 +2,7 @@
 //!
 //! Every test here needs root and is ignored without; `cargo xtask test` runs them. A file for each theme.
 
+mod demo;
 mod guard;
 mod harness;
 mod links;

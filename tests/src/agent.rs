@@ -122,6 +122,11 @@ impl Agent {
         &self.host
     }
 
+    /// The file with its rules.
+    pub fn rules_file(&self) -> &Path {
+        &self.rules
+    }
+
     /// Hash of its key.
     pub fn key(&self) -> &str {
         &self.key

@@ -7,6 +7,9 @@ mod messages;
 mod web;
 
 pub mod add;
+pub mod report;
+pub mod scenes;
+pub mod stage;
 pub mod tictac;
 
 use std::time::Duration;

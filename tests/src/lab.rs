@@ -96,6 +96,21 @@ impl Lab {
         Ok(link)
     }
 
+    /// The last lines of what each of its programs has printed.
+    pub fn outputs(&self) -> String {
+        process::show_outputs(&self.shared.folder)
+    }
+
+    /// Removes what runs that were killed have left behind, and says what that was. Starting a lab does so as well.
+    pub fn sweep() -> Result<Vec<String>> {
+        leftovers::sweep()
+    }
+
+    /// What a run that was this process, alive or not, has on the machine: processes, namespaces, folders.
+    pub fn left_by(pid: u32) -> Vec<String> {
+        leftovers::of_run(|run| run.is_of(pid))
+    }
+
     /// Takes everything down and fails if anything is left: a process, a namespace, an interface, a BPF program, map or
     /// link. To be called at the end of each test; a lab that is dropped instead counts as failed.
     pub fn finish(mut self) -> Result<()> {

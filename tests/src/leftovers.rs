@@ -46,6 +46,15 @@ pub(crate) fn sweep() -> Result<Vec<String>> {
     Ok(removed)
 }
 
+/// Everything that carries the name of a run that `wanted` accepts.
+pub(crate) fn of_run(wanted: impl Fn(RunId) -> bool) -> Vec<String> {
+    let wanted = |name: &str| RunId::in_name(name).is_some_and(&wanted);
+    let processes = processes(wanted).into_iter().map(|(pid, lab)| format!("process {pid} of {lab}"));
+    let namespaces = namespaces(wanted).into_iter().map(|name| format!("namespace {name}"));
+    let folders = folders(wanted).into_iter().map(|folder| folder.display().to_string());
+    processes.chain(namespaces).chain(folders).collect()
+}
+
 /// Processes whose environment carries a lab's name that `wanted` accepts, with that name.
 pub(crate) fn processes(wanted: impl Fn(&str) -> bool) -> Vec<(Pid, String)> {
     let mut found = Vec::new();

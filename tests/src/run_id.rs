@@ -36,6 +36,11 @@ impl RunId {
         start_time(self.pid) == Some(self.started)
     }
 
+    /// Whether it is, or was, the run of a process with this id.
+    pub(crate) fn is_of(self, pid: u32) -> bool {
+        self.pid == pid
+    }
+
     /// The short form for interface names, which must not exceed 15 bytes.
     pub(crate) fn short(self) -> String {
         base36(u64::from(self.pid))
