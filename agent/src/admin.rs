@@ -155,7 +155,12 @@ impl Admin {
         add("kernel_steered", "counter", "Listener lookups that the kernel handed to the agent", kernel.steered);
         add("kernel_exempt", "counter", "Listener lookups from exempt sources", kernel.exempt);
         add("kernel_own", "counter", "Listener lookups of the agent's own connections to the app", kernel.own);
-        add("kernel_no_listener", "counter", "Listener lookups that found no listener of the agent", kernel.no_listener);
+        add(
+            "kernel_no_listener",
+            "counter",
+            "Listener lookups that found no listener of the agent",
+            kernel.no_listener,
+        );
         add("kernel_attached", "gauge", "Whether the kernel program is attached", u64::from(held.attached));
         add("kernel_ports", "gauge", "Ports that the kernel steers", held.ports.len() as u64);
         add("clients", "gauge", "Clients that are connected", self.shared.hub.clients().len() as u64);

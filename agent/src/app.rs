@@ -96,7 +96,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     let kernel = Arc::new(Mutex::new(kernel));
     let status = Arc::new(Mutex::new(RulesStatus::default()));
-    let rules = Rules { shared: shared.clone(), kernel: kernel.clone(), admission: admission.clone(), status: status.clone() };
+    let rules =
+        Rules { shared: shared.clone(), kernel: kernel.clone(), admission: admission.clone(), status: status.clone() };
     let (services, connections, cut) = (TaskTracker::new(), TaskTracker::new(), CancellationToken::new());
     for listener in [Some(listeners.v4), listeners.v6].into_iter().flatten() {
         let listener = TcpListener::from_std(listener).context("cannot use the listener for steered connections")?;
@@ -225,7 +226,12 @@ impl Rules {
         status.generation += 1;
         status.error = None;
         self.shared.metrics.rules_in_force(status.generation);
-        tracing::info!(generation = status.generation, intercepts = file.intercepts.len(), ports = ports.len(), "rules in force");
+        tracing::info!(
+            generation = status.generation,
+            intercepts = file.intercepts.len(),
+            ports = ports.len(),
+            "rules in force"
+        );
         Ok(())
     }
 }

@@ -166,10 +166,7 @@ impl Hub {
     #[must_use]
     pub fn clients(&self) -> Vec<ClientStatus> {
         let clients = lock(&self.clients);
-        clients
-            .iter()
-            .map(|(&key_hash, c)| ClientStatus { key_hash, address: c.connection.remote_address() })
-            .collect()
+        clients.iter().map(|(&key_hash, c)| ClientStatus { key_hash, address: c.connection.remote_address() }).collect()
     }
 
     /// Opens a stream to the client with this key and waits until it has accepted, [`ACCEPT_LIMIT`] at most.

@@ -73,7 +73,11 @@ impl Metrics {
         let connections = Family::<Label, Counter>::default();
         registry.register("connections", "Steered connections by how they are served", connections.clone());
         let requests = Family::<Label, Counter>::default();
-        registry.register("requests", "Requests, or connections under a rule for all TCP, by decision", requests.clone());
+        registry.register(
+            "requests",
+            "Requests, or connections under a rule for all TCP, by decision",
+            requests.clone(),
+        );
         let wires = Family::<Label, Counter>::default();
         registry.register("wires", "Connections passed on as bytes from some point on, by reason", wires.clone());
         let mode = |mode| connections.get_or_create_owned(&[("mode", mode)]);

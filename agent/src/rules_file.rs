@@ -65,8 +65,8 @@ impl RulesFile {
             Some(parent) if parent != Path::new("") => parent,
             _ => Path::new("."),
         };
-        let events = watch(directory)
-            .map_err(|source| RulesFileError::Watch { directory: directory.to_owned(), source })?;
+        let events =
+            watch(directory).map_err(|source| RulesFileError::Watch { directory: directory.to_owned(), source })?;
         let mut file = Self { path: path.to_owned(), last: Ok(String::new()), events };
         let rules = file.load()?;
         Ok((file, rules))

@@ -173,7 +173,8 @@ impl RuleFile {
         if text.len() > MAX_FILE_BYTES {
             return Err(RulesError::TooLarge { bytes: text.len() });
         }
-        let Some(raw) = serde_saphyr::from_str::<Option<RawFile>>(text).map_err(|e| RulesError::Parse(Box::new(e)))? else {
+        let Some(raw) = serde_saphyr::from_str::<Option<RawFile>>(text).map_err(|e| RulesError::Parse(Box::new(e)))?
+        else {
             return Ok(Self::default());
         };
         let mut names = BTreeMap::new();

@@ -337,7 +337,9 @@ async fn open(relay: &Relay, rule: &Rule) -> Option<QuicDuplex> {
     let steered = &relay.steered;
     let opened = steered.shared.hub.open(rule.intercept.client.key_hash, steered.open(rule, Kind::Http)).await;
     opened
-        .map_err(|why| tracing::debug!(intercept = rule.intercept.name, peer = %steered.peer, "client unavailable: {why}"))
+        .map_err(
+            |why| tracing::debug!(intercept = rule.intercept.name, peer = %steered.peer, "client unavailable: {why}"),
+        )
         .ok()
 }
 

@@ -125,8 +125,7 @@ enum Event {
 /// [`End`] says which side broke off; the other one has been told in the same way.
 pub(crate) async fn serve(mut steered: Steered) -> Result<(), End> {
     let app = steered.connect_app().await?;
-    let mut relay =
-        Relay { steered, app: Some(app), up: Up::default(), down: Down::default(), app_leads: true };
+    let mut relay = Relay { steered, app: Some(app), up: Up::default(), down: Down::default(), app_leads: true };
     let mut laptops = Laptops::default();
     loop {
         let event = std::future::poll_fn(|cx| relay.poll_pass(cx)).await;
@@ -142,11 +141,14 @@ pub(crate) async fn serve(mut steered: Steered) -> Result<(), End> {
                 };
                 return http2::serve(steered, app, up.buf.freeze()).await;
             }
-            Event::Match(rule, head) => match Box::pin(divert::divert(&mut relay, &mut laptops, rule, head)).await? {
-                Diverted::Answered => relay.app_leads = false,
-                Diverted::PassOn => relay.up.pass_next = true,
-                Diverted::Closed => return Ok(()),
-            },
+            Event::Match(rule, head) => {
+                match Box::pin(divert::divert(&mut relay, &mut laptops, rule, head)).await? {
+                    Diverted::Answered => relay.app_leads = false,
+                    Diverted::PassOn => relay.up.pass_next = true,
+                    Diverted::Closed => return Ok(()),
+                }
+                relay.decide_buffered();
+            }
         }
     }
 }
@@ -341,6 +343,8 @@ impl Relay {
                 up.stop = (rest.len() >= http2::PREFACE.len()).then_some(Stop::Http2);
                 return at;
             }
+            // Counted already, as one whose client was not available.
+            let counted = up.pass_next;
             match up.head(rest, &self.steered) {
                 Parsed::Partial => return at,
                 Parsed::Doubt(doubt) => {
@@ -357,7 +361,9 @@ impl Relay {
                     up.upgrading = head.upgrade != Upgrade::None;
                     up.body = head.body;
                     down.answers.expect(head.kind, up.upgrading);
-                    self.steered.shared.metrics.request(Decision::Passed);
+                    if !counted {
+                        self.steered.shared.metrics.request(Decision::Passed);
+                    }
                     at += head.len;
                 }
             }

@@ -88,7 +88,11 @@ fn step(state: State, byte: u8) -> Result<State, Doubt> {
         (State::TargetFirst | State::Target, 0x21..=0x7e | 0x80..) => State::Target,
         (State::Target, b' ') => State::Version(0),
         (State::Version(n), _) if VERSION.get(usize::from(n)) == Some(&byte) => {
-            if usize::from(n) + 1 == VERSION.len() { State::Minor } else { State::Version(n + 1) }
+            if usize::from(n) + 1 == VERSION.len() {
+                State::Minor
+            } else {
+                State::Version(n + 1)
+            }
         }
         (State::Minor, b'0' | b'1') => State::LineCr,
         (State::TargetFirst | State::Target | State::Version(_) | State::Minor, _) => return Err(Doubt::NotHttp),

@@ -144,9 +144,10 @@ impl Exchange {
             .respond
             .send_response(Response::from_parts(head, ()), last)
             .map_err(|error| Failed::Cancelled(error.reason().unwrap_or(Reason::CANCEL)))?;
-        let mut passing = Box::pin(async move {
-            if last { (Ok(()), to) } else { (pass_unless_reset(&mut from, &mut to).await, to) }
-        });
+        let mut passing =
+            Box::pin(
+                async move { if last { (Ok(()), to) } else { (pass_unless_reset(&mut from, &mut to).await, to) } },
+            );
         loop {
             tokio::select! {
                 biased;

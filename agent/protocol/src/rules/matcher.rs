@@ -71,10 +71,7 @@ impl RuleSet {
     pub fn compile(file: &RuleFile) -> Result<Self, PatternError> {
         let mut rules = Vec::with_capacity(file.intercepts.len());
         for intercept in &file.intercepts {
-            rules.push(Arc::new(Rule {
-                matcher: Matcher::compile(&intercept.matches)?,
-                intercept: intercept.clone(),
-            }));
+            rules.push(Arc::new(Rule { matcher: Matcher::compile(&intercept.matches)?, intercept: intercept.clone() }));
         }
         // Stable, so that equals stay in the order of the file. None sorts before Some, hence the flag before the time.
         rules.sort_by_key(|r| {

@@ -77,7 +77,10 @@ fn what_cannot_be_used_is_refused_with_its_line_and_reason() {
         let message = at(rest);
         assert!(message.contains(line) && message.contains(reason), "{rest}: {message}");
     }
-    assert!(refused(&file(&[("same", ""), ("other", ""), ("same", "")])).contains("line 8: the name \"same\" is used twice, first in line 2"));
+    assert!(
+        refused(&file(&[("same", ""), ("other", ""), ("same", "")]))
+            .contains("line 8: the name \"same\" is used twice, first in line 2")
+    );
     let no_ports = format!("intercepts:\n- name: a\n  ports: []\n  client: {{keyHash: \"{KEY}\"}}\n");
     assert!(refused(&no_ports).contains("line 2: intercept \"a\" has no ports"));
     assert!(refused(&no_ports.replace("[]", "[{port: 0}]")).contains("line 3"));
@@ -89,7 +92,10 @@ fn what_cannot_be_used_is_refused_with_its_line_and_reason() {
 
 #[test]
 fn header_conditions_are_anded_and_compared_exactly() {
-    let rules = rules(&[("a", "match: {headers: [{name: X-User, value: adam}, {type: RegularExpression, name: team, value: \"b.t|z\"}]}")]);
+    let rules = rules(&[(
+        "a",
+        "match: {headers: [{name: X-User, value: adam}, {type: RegularExpression, name: team, value: \"b.t|z\"}]}",
+    )]);
     let fits = |headers: &[(&str, &str)]| decide(&rules, "GET", "/", headers) == Some("a");
     assert!(fits(&[("x-USER", "adam"), ("Team", "bit")]));
     assert!(fits(&[("x-user", "eve"), ("x-user", "adam"), ("team", "z")]));

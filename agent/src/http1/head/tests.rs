@@ -22,8 +22,14 @@ fn framing_of_requests() {
     assert!(head("GET / HTTP/1.0\r\n\r\n").close);
     assert!(!head("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n").close);
     assert!(head("GET / HTTP/1.1\r\nConnection: x, Close\r\n\r\n").close);
-    assert_eq!(head("GET / HTTP/1.1\r\nUpgrade: websocket\r\nConnection: keep-alive, Upgrade\r\n\r\n").upgrade, Upgrade::Other);
-    assert_eq!(head("GET / HTTP/1.1\r\nUpgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\n\r\n").upgrade, Upgrade::H2c);
+    assert_eq!(
+        head("GET / HTTP/1.1\r\nUpgrade: websocket\r\nConnection: keep-alive, Upgrade\r\n\r\n").upgrade,
+        Upgrade::Other
+    );
+    assert_eq!(
+        head("GET / HTTP/1.1\r\nUpgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\n\r\n").upgrade,
+        Upgrade::H2c
+    );
     assert_eq!(head("GET / HTTP/1.1\r\nUpgrade: h2c\r\n\r\n").upgrade, Upgrade::None);
     assert!(head("PUT / HTTP/1.1\r\n\r\n").idempotent && !head("POST / HTTP/1.1\r\n\r\n").idempotent);
 }
