@@ -1,0 +1,169 @@
+//! One attempt to connect to the agent.
+//!
+//! Owns name lookup, the order of addresses and the words for what went wrong. Runs inside the tunnel's task. It does
+//! not try again: that is [`crate::tunnel`].
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use quinn::Connection;
+use quinn::ConnectionError;
+use quinn::Endpoint;
+use sluice_protocol::key::Identity;
+use sluice_protocol::key::KeyHash;
+use sluice_protocol::tls;
+use sluice_protocol::tls::Refusal;
+use sluice_protocol::transport::IDLE_LIMIT;
+use sluice_protocol::way;
+use sluice_protocol::way::Direct;
+use sluice_protocol::way::Way as _;
+use sluice_protocol::way::WayError;
+
+use crate::target::AgentAddress;
+
+/// How long one of several addresses may take; a single one has until QUIC gives up by itself.
+const ADDRESS_LIMIT: Duration = Duration::from_secs(2);
+
+/// Why an attempt to connect failed. All of these are tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// The name has no address now.
+    #[error("cannot find the address of the agent {agent}: check --agent and your name server or VPN")]
+    Resolve {
+        /// The agent as the user named it.
+        agent: AgentAddress,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The name exists and has no address.
+    #[error("the name of the agent {agent} has no address: check --agent")]
+    NoAddress {
+        /// The agent as the user named it.
+        agent: AgentAddress,
+    },
+    /// This machine gives no socket.
+    #[error("cannot open a socket towards {address}")]
+    Socket {
+        /// The agent's address.
+        address: SocketAddr,
+        /// What went wrong.
+        #[source]
+        source: WayError,
+    },
+    /// This machine cannot send to that address at all.
+    #[error("cannot dial {address}")]
+    Dial {
+        /// The agent's address.
+        address: SocketAddr,
+        /// What QUIC said.
+        #[source]
+        source: quinn::ConnectError,
+    },
+    /// Nothing came back.
+    #[error("no answer from {address}: check that the agent runs and that UDP gets there")]
+    Silent {
+        /// The agent's address.
+        address: SocketAddr,
+    },
+    /// The agent does not admit this client's key.
+    #[error("the agent at {address} does not admit this client: its rules need an intercept with keyHash \"{key}\"")]
+    KeyRefused {
+        /// The agent's address.
+        address: SocketAddr,
+        /// The hash of this client's key.
+        key: KeyHash,
+    },
+    /// Whoever answers there is not the expected agent.
+    #[error("the agent at {address} is not the one given by --agent-key: look its key hash up again")]
+    OtherAgent {
+        /// The agent's address.
+        address: SocketAddr,
+        /// Both keys.
+        #[source]
+        source: ConnectionError,
+    },
+    /// The two ends do not understand each other.
+    #[error("the agent at {address} speaks another version of the protocol: update the older of the two")]
+    Version {
+        /// The agent's address.
+        address: SocketAddr,
+        /// What QUIC said.
+        #[source]
+        source: ConnectionError,
+    },
+    /// The handshake failed for another reason.
+    #[error("cannot connect to the agent at {address}")]
+    Handshake {
+        /// The agent's address.
+        address: SocketAddr,
+        /// What QUIC said.
+        #[source]
+        source: ConnectionError,
+    },
+}
+
+/// What it takes to dial.
+#[derive(Debug)]
+pub(crate) struct Dialer {
+    pub(crate) agent: AgentAddress,
+    pub(crate) identity: Identity,
+    pub(crate) tls: quinn::ClientConfig,
+}
+
+/// A connection that the agent has confirmed, on an endpoint of its own.
+#[derive(Debug)]
+pub(crate) struct Dialled {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) connection: Connection,
+    pub(crate) address: SocketAddr,
+    pub(crate) way: &'static str,
+}
+
+impl Dialer {
+    /// Looks the agent up and tries its addresses one after the other. Not at once: an agent takes the newest of
+    /// several connections with one key and closes the others, so a race could be won by a connection that is gone.
+    pub(crate) async fn dial(&self) -> Result<Dialled, DialError> {
+        let looked_up = self.agent.resolve().await;
+        let mut addresses = looked_up.map_err(|source| DialError::Resolve { agent: self.agent.clone(), source })?;
+        addresses.dedup();
+        let limit = if addresses.len() > 1 { ADDRESS_LIMIT } else { IDLE_LIMIT * 2 };
+        let mut last = DialError::NoAddress { agent: self.agent.clone() };
+        for address in addresses {
+            let attempt = tokio::time::timeout(limit, self.dial_address(address)).await;
+            match attempt.unwrap_or(Err(DialError::Silent { address })) {
+                Ok(dialled) => return Ok(dialled),
+                Err(error) => {
+                    tracing::debug!(%address, error = &error as &dyn std::error::Error, "not connected");
+                    last = error;
+                }
+            }
+        }
+        Err(last)
+    }
+
+    async fn dial_address(&self, address: SocketAddr) -> Result<Dialled, DialError> {
+        let way = Direct::towards(address);
+        let endpoint =
+            way::endpoint(&way, &self.identity, None).map_err(|source| DialError::Socket { address, source })?;
+        let connecting = endpoint
+            .connect_with(self.tls.clone(), address, tls::SERVER_NAME)
+            .map_err(|source| DialError::Dial { address, source })?;
+        let failed = |source| self.explain(address, source);
+        let connection = connecting.await.map_err(failed)?;
+        tls::confirmed(&connection).await.map_err(failed)?;
+        Ok(Dialled { endpoint, connection, address, way: way.name() })
+    }
+
+    fn explain(&self, address: SocketAddr, source: ConnectionError) -> DialError {
+        match Refusal::of(&source) {
+            Some(Refusal::OurKey) => DialError::KeyRefused { address, key: self.identity.hash() },
+            Some(Refusal::PeerKey | Refusal::Unproven) => DialError::OtherAgent { address, source },
+            Some(Refusal::Version) => DialError::Version { address, source },
+            Some(Refusal::NoKey) => DialError::Handshake { address, source },
+            None if source == ConnectionError::TimedOut => DialError::Silent { address },
+            None => DialError::Handshake { address, source },
+        }
+    }
+}
