@@ -11,7 +11,7 @@ mod relay;
 mod scan;
 mod track;
 
-pub(crate) use relay::serve;
+pub(crate) use relay::{poll_flush, serve};
 
 /// Why a connection is no longer read as HTTP/1 but passed on as bytes.
 ///

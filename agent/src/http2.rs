@@ -8,6 +8,7 @@
 mod body;
 mod laptop;
 mod request;
+mod upgrade;
 
 use std::{
     io,
@@ -17,6 +18,7 @@ use std::{
 };
 
 use bytes::{Buf as _, Bytes};
+use sluice_protocol::{duplex::QuicDuplex, rules::matcher::Rule};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -67,17 +69,72 @@ struct SteeredBy {
     port: u16,
 }
 
+/// Who has agreed to go on in HTTP/2 after an `Upgrade: h2c` (RFC 7540 §3.2).
+pub(crate) enum Switched {
+    /// The app, for a request that fits no rule.
+    App(TcpStream),
+    /// The developer's process, for one that does.
+    Laptop {
+        /// The rule that the request fits.
+        rule: Arc<Rule>,
+        /// The stream on which it has agreed.
+        stream: QuicDuplex,
+        /// The app's connection, on which nothing has been said yet.
+        app: TcpStream,
+    },
+}
+
 /// Serves a connection whose first bytes, `prefix`, are the preface.
 ///
 /// # Errors
 /// [`End`] where the connection failed as a whole; requests that failed have been reset on their own.
 pub(crate) async fn serve(steered: Steered, app: TcpStream, prefix: Bytes) -> Result<(), End> {
-    let Steered { shared, caller, peer, destination, port } = steered;
-    let by = SteeredBy { shared, peer, destination, port };
-    let (app, mut app_connection) = client().handshake(app).await.map_err(into_app)?;
-    let mut server = server().handshake(Prefixed { prefix, inner: caller }).await.map_err(End::Http2)?;
-    let stopping = by.shared.stopping.clone();
-    let upstreams = Arc::new(Upstreams { steered: by, app, laptops: Laptops::default() });
+    let (caller, by) = SteeredBy::new(steered);
+    let (app, connection) = client().handshake(app).await.map_err(into_app)?;
+    let upstreams = Upstreams { steered: by, app, laptops: Laptops::default() };
+    run(Prefixed { prefix, inner: caller }, upstreams, connection, None).await
+}
+
+/// Serves a connection that has been switched to HTTP/2 by the answer to its last HTTP/1 request, of which the caller
+/// has been told. `first` are the answering server's first bytes in HTTP/2, `early` what has come from the caller.
+///
+/// # Errors
+/// As [`serve`].
+pub(crate) async fn serve_switched(
+    mut steered: Steered,
+    switched: Switched,
+    first: Bytes,
+    early: Bytes,
+) -> Result<(), End> {
+    let prefix = upgrade::opening(&mut steered.caller, early).await.map_err(End::Caller)?;
+    let (caller, by) = SteeredBy::new(steered);
+    let caller = Prefixed { prefix, inner: caller };
+    match switched {
+        Switched::App(app) => {
+            let (app, connection, answer) = upgrade::resume(app, first).await.map_err(into_app)?;
+            let upstreams = Upstreams { steered: by, app, laptops: Laptops::default() };
+            run(caller, upstreams, connection, Some(answer)).await
+        }
+        Switched::Laptop { rule, stream, app } => {
+            let (requests, connection, answer) = upgrade::resume(stream, first).await.map_err(into_laptop)?;
+            let laptops = Laptops::with(&rule, requests, connection);
+            let (app, connection) = client().handshake(app).await.map_err(into_app)?;
+            run(caller, Upstreams { steered: by, app, laptops }, connection, Some(answer)).await
+        }
+    }
+}
+
+/// Serves the requests of one connection. `answer` is the one that is under way for the request that switched it: the
+/// first one that the server sees.
+async fn run<A: AsyncRead + AsyncWrite + Unpin>(
+    caller: Prefixed<TcpStream>,
+    upstreams: Upstreams,
+    mut app_connection: h2::client::Connection<A>,
+    mut answer: Option<h2::client::ResponseFuture>,
+) -> Result<(), End> {
+    let mut server = server().handshake(caller).await.map_err(End::Http2)?;
+    let stopping = upstreams.steered.shared.stopping.clone();
+    let upstreams = Arc::new(upstreams);
     let mut requests = JoinSet::new();
     let (mut app_gone, mut told) = (false, false);
     loop {
@@ -86,7 +143,11 @@ pub(crate) async fn serve(steered: Steered, app: TcpStream, prefix: Bytes) -> Re
             biased;
             accepted = server.accept() => match accepted {
                 Some(Ok((request, respond))) => {
-                    requests.spawn(Exchange::new(upstreams.clone(), respond).serve(request));
+                    let exchange = Exchange::new(upstreams.clone(), respond);
+                    match answer.take() {
+                        Some(answer) => requests.spawn(exchange.pass_on(answer)),
+                        None => requests.spawn(exchange.serve(request)),
+                    };
                 }
                 Some(Err(error)) => return Err(End::Http2(error)),
                 None => return Ok(()),
@@ -132,6 +193,19 @@ fn client() -> h2::client::Builder {
 
 fn into_app(error: h2::Error) -> End {
     End::App(error.into_io().unwrap_or_else(|| io::Error::other("HTTP/2 handshake failed")))
+}
+
+fn into_laptop(error: h2::Error) -> End {
+    End::Laptop(error.into_io().unwrap_or_else(|| io::Error::other("HTTP/2 handshake failed")))
+}
+
+// === impl SteeredBy ===
+
+impl SteeredBy {
+    fn new(steered: Steered) -> (TcpStream, Self) {
+        let Steered { shared, caller, peer, destination, port } = steered;
+        (caller, Self { shared, peer, destination, port })
+    }
 }
 
 // === impl Prefixed ===

@@ -29,6 +29,7 @@ mod exempt;
 mod listeners;
 mod loader;
 mod log;
+mod memory;
 mod obstacle;
 mod port;
 

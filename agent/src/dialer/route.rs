@@ -1,8 +1,8 @@
 //! The route that makes the agent's IPv6 sources local: `local fd91:f3ea:b62:eebf::/64 dev lo`.
 //!
 //! Added when it is first needed. It expires by itself, and the agent renews it until it is dropped, which removes it: an agent that
-//! is killed leaves it for [`EXPIRY`] at most. From then on the kernel does not use it any more, though its garbage collection may list it
-//! for up to 30 s longer. Needs `CAP_NET_ADMIN`, and no writable /proc/sys.
+//! is killed leaves it for [`EXPIRY`] at most. From then on the kernel does not use it any more, though it may be listed until the next round
+//! of garbage collection, 30 s later at most (`net.ipv6.route.gc_interval`). Needs `CAP_NET_ADMIN`, and no writable /proc/sys.
 
 use std::{
     io,
@@ -16,9 +16,9 @@ use tokio::{task::AbortHandle, time};
 use super::netlink::Request;
 
 /// How long the route lives after it was last renewed.
-const EXPIRY: Duration = Duration::from_secs(30);
+const EXPIRY: Duration = Duration::from_secs(15);
 /// How often it is renewed.
-const RENEWAL: Duration = Duration::from_secs(10);
+const RENEWAL: Duration = Duration::from_secs(5);
 
 // Numbers of the Linux ABI.
 const RTM_NEWROUTE: u16 = 24;

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use sluice_protocol::{
     duplex::{Duplex as _, QuicDuplex},
     join::{JoinStart, join_with},
@@ -53,6 +53,15 @@ pub(super) enum Diverted {
     PassOn,
     /// It has its answer, and with it the connection has ended.
     Closed,
+    /// Its client has agreed to go on in HTTP/2, and the caller has been told.
+    Http2 {
+        /// The rule that it fits.
+        rule: Arc<Rule>,
+        /// The stream to the client.
+        stream: QuicDuplex,
+        /// The client's first bytes in HTTP/2.
+        first: Bytes,
+    },
 }
 
 /// Streams to clients, kept for the next request; the oldest first.
@@ -70,6 +79,7 @@ struct Exchange<'a> {
     relay: &'a mut Relay,
     stream: QuicDuplex,
     answers: Answers,
+    upgrade: Upgrade,
     /// What is still to come of the request's body behind `ready`.
     body: Body,
     /// How many bytes of the buffer belong to the request.
@@ -97,6 +107,8 @@ enum Outcome {
     },
     /// Both sides go on in another protocol.
     Switched,
+    /// The same with HTTP/2, of which these bytes have come.
+    Http2(Bytes),
     /// The answer cannot be framed: it goes on until the stream ends.
     UntilEnd,
     /// The client went away before anything of the answer had come.
@@ -140,6 +152,12 @@ pub(super) async fn divert(
             Outcome::Switched => {
                 relay.steered.shared.metrics.request(Decision::Diverted);
                 return switched(relay, stream, out, sent).await;
+            }
+            Outcome::Http2(first) => {
+                let caller = &mut relay.steered.caller;
+                caller.write_all(&out).await.map_err(End::Caller)?;
+                relay.up.buf.advance(sent);
+                return Ok(Diverted::Http2 { rule, stream, first });
             }
             Outcome::UntilEnd => {
                 relay.steered.shared.metrics.request(Decision::Diverted);
@@ -189,6 +207,7 @@ impl<'a> Exchange<'a> {
             relay,
             stream,
             answers,
+            upgrade: head.upgrade,
             body: head.body,
             ready: head.len,
             sent: 0,
@@ -305,6 +324,9 @@ impl<'a> Exchange<'a> {
                     self.answered = Some(close);
                     self.spoiled = at < bytes.len();
                     (at, None)
+                }
+                Followed::Switched { at } if self.upgrade == Upgrade::H2c => {
+                    (at, Some(Outcome::Http2(Bytes::copy_from_slice(&bytes[at..]))))
                 }
                 Followed::Switched { .. } => (bytes.len(), Some(Outcome::Switched)),
                 Followed::Doubt { .. } => (bytes.len(), Some(Outcome::UntilEnd)),

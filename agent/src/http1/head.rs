@@ -57,9 +57,10 @@ pub enum RequestKind {
 }
 
 /// The protocol that a request asks to go on with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Upgrade {
     /// None.
+    #[default]
     None,
     /// HTTP/2 in clear text (`h2c`, RFC 7540 §3.2).
     H2c,

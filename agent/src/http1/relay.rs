@@ -14,7 +14,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use sluice_protocol::{
     join::{JoinStart, join_with},
     rules::matcher::Rule,
@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     connection::{End, Steered},
-    http2,
+    http2::{self, Switched},
     metrics::Decision,
 };
 
@@ -73,8 +73,8 @@ pub(super) struct Up {
     begun: bool,
     /// The next head goes to the app, whatever the rules say: its client could not take it.
     pub(super) pass_next: bool,
-    /// A request to switch protocols is with the app; what follows it depends on the answer.
-    upgrading: bool,
+    /// A request to switch to this protocol is with the app; what follows it depends on the answer.
+    upgrading: Upgrade,
     /// The caller has sent its last byte.
     pub(super) eof: bool,
     /// The app has been told so, or takes nothing more anyway.
@@ -90,6 +90,8 @@ pub(super) struct Down {
     pub(super) out: BytesMut,
     answers: Answers,
     raw: Option<Doubt>,
+    /// The app has switched to HTTP/2; its first bytes in it.
+    http2: Option<Bytes>,
     eof: bool,
     fin_sent: bool,
 }
@@ -113,6 +115,8 @@ enum Event {
     Match(Arc<Rule>, RequestHead),
     Raw(Doubt),
     Http2,
+    /// The app has agreed to go on in HTTP/2; its first bytes in it.
+    Switched(Bytes),
     /// Bytes for the app, but its connection has gone.
     NeedApp,
     /// Both sides have sent their last byte.
@@ -141,11 +145,24 @@ pub(crate) async fn serve(mut steered: Steered) -> Result<(), End> {
                 };
                 return http2::serve(steered, app, up.buf.freeze()).await;
             }
+            Event::Switched(first) => {
+                let Relay { steered, app: Some(app), up, .. } = relay else { return Ok(()) };
+                return http2::serve_switched(steered, Switched::App(app), first, up.buf.freeze()).await;
+            }
             Event::Match(rule, head) => {
                 match Box::pin(divert::divert(&mut relay, &mut laptops, rule, head)).await? {
                     Diverted::Answered => relay.app_leads = false,
                     Diverted::PassOn => relay.up.pass_next = true,
                     Diverted::Closed => return Ok(()),
+                    Diverted::Http2 { rule, stream, first } => {
+                        let Relay { mut steered, app, up, .. } = relay;
+                        let app = match app {
+                            Some(app) => app,
+                            None => steered.connect_app().await?,
+                        };
+                        let by = Switched::Laptop { rule, stream, app };
+                        return http2::serve_switched(steered, by, first, up.buf.freeze()).await;
+                    }
                 }
                 relay.decide_buffered();
             }
@@ -177,6 +194,9 @@ impl Relay {
             if let Some(doubt) = down.raw.take() {
                 return Poll::Ready(Ok(Event::Raw(doubt)));
             }
+            if let Some(first) = down.http2.take() {
+                return Poll::Ready(Ok(Event::Switched(first)));
+            }
             if down.eof {
                 if !down.fin_sent {
                     let _ = Pin::new(&mut self.steered.caller).poll_shutdown(cx);
@@ -200,15 +220,15 @@ impl Relay {
                 down.eof = true;
                 continue;
             }
-            down.follow(bytes);
+            let pass = down.follow(bytes, self.up.upgrading);
             if down.answers.owed() == 0 {
-                self.up.upgrading = false;
+                self.up.upgrading = Upgrade::None;
             }
-            let written = match Pin::new(&mut self.steered.caller).poll_write(cx, bytes) {
+            let written = match Pin::new(&mut self.steered.caller).poll_write(cx, &bytes[..pass]) {
                 Poll::Ready(written) => written.map_err(End::Caller)?,
                 Poll::Pending => 0,
             };
-            down.out.extend_from_slice(&bytes[written..]);
+            down.out.extend_from_slice(&bytes[written..pass]);
         }
         cx.waker().wake_by_ref();
         Poll::Pending
@@ -299,7 +319,7 @@ impl Relay {
             Some(Stop::Match(rule, head)) if owed == 0 && self.down.out.is_empty() => {
                 return Poll::Ready(Some(Event::Match(rule, head)));
             }
-            Some(Stop::Upgrade) if !self.up.upgrading => self.decide_buffered(),
+            Some(Stop::Upgrade) if self.up.upgrading == Upgrade::None => self.decide_buffered(),
             Some(Stop::Answers) if owed < MAX_PIPELINED => self.decide_buffered(),
             waiting => {
                 self.up.stop = waiting;
@@ -330,7 +350,7 @@ impl Relay {
                 }
                 continue;
             }
-            if up.upgrading {
+            if up.upgrading != Upgrade::None {
                 up.stop = Some(Stop::Upgrade);
                 return at;
             }
@@ -358,9 +378,9 @@ impl Relay {
                 }
                 Parsed::Head((head, None)) => {
                     up.begun = true;
-                    up.upgrading = head.upgrade != Upgrade::None;
+                    up.upgrading = head.upgrade;
                     up.body = head.body;
-                    down.answers.expect(head.kind, up.upgrading);
+                    down.answers.expect(head.kind, up.upgrading != Upgrade::None);
                     if !counted {
                         self.steered.shared.metrics.request(Decision::Passed);
                     }
@@ -448,16 +468,28 @@ impl Up {
 // === impl Down ===
 
 impl Down {
-    fn follow(&mut self, bytes: &[u8]) {
+    /// Looks at bytes of the app; how many of them go to the caller.
+    fn follow(&mut self, bytes: &[u8], upgrading: Upgrade) -> usize {
         let mut at = 0;
         while at < bytes.len() {
             match self.answers.follow(&bytes[at..]) {
-                Followed::All => return,
+                Followed::All => break,
                 Followed::End { at: end, .. } => at += end,
-                Followed::Switched { .. } => return self.raw = Some(Doubt::Upgraded),
-                Followed::Doubt { doubt, .. } => return self.raw = Some(doubt),
+                Followed::Switched { at: end } if upgrading == Upgrade::H2c => {
+                    self.http2 = Some(Bytes::copy_from_slice(&bytes[at + end..]));
+                    return at + end;
+                }
+                Followed::Switched { .. } => {
+                    self.raw = Some(Doubt::Upgraded);
+                    break;
+                }
+                Followed::Doubt { doubt, .. } => {
+                    self.raw = Some(doubt);
+                    break;
+                }
             }
         }
+        bytes.len()
     }
 }
 
@@ -468,7 +500,7 @@ impl Default for Body {
 }
 
 /// Writes the first `upto` bytes of `buf` (all, where it has fewer), taking them out as they go.
-pub(super) fn poll_flush<W: AsyncWrite + Unpin>(
+pub(crate) fn poll_flush<W: AsyncWrite + Unpin>(
     to: &mut W,
     buf: &mut BytesMut,
     upto: usize,

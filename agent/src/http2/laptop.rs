@@ -4,9 +4,12 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
-use h2::client::SendRequest;
+use h2::client::{Connection, SendRequest};
 use sluice_protocol::{rules::matcher::Rule, stream::Kind};
-use tokio::sync::Mutex;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::Mutex,
+};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{SteeredBy, client};
@@ -26,6 +29,17 @@ struct Laptop {
 // === impl Laptops ===
 
 impl Laptops {
+    /// With a connection that is there already.
+    pub(super) fn with<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+        rule: &Rule,
+        requests: SendRequest<Bytes>,
+        connection: Connection<S>,
+    ) -> Self {
+        let laptop = Laptop::new(requests, connection);
+        let slot = Arc::new(Mutex::new(Some(laptop)));
+        Self(Mutex::new(BTreeMap::from([(rule.intercept.name.clone(), slot)])))
+    }
+
     /// The connection to the client of `rule`: the one that is there, or a new one. Requests that come meanwhile wait
     /// for the same one.
     pub(super) async fn get(&self, by: &SteeredBy, rule: &Rule) -> Result<SendRequest<Bytes>, Unavailable> {
@@ -37,12 +51,23 @@ impl Laptops {
         let open = by.open(rule, Kind::Http);
         let stream = by.shared.hub.open(rule.intercept.client.key_hash, open).await?;
         let (requests, connection) = client().handshake(stream).await.map_err(|_| Unavailable::Lost)?;
+        *slot = Some(Laptop::new(requests.clone(), connection));
+        Ok(requests)
+    }
+}
+
+// === impl Laptop ===
+
+impl Laptop {
+    fn new<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+        requests: SendRequest<Bytes>,
+        connection: Connection<S>,
+    ) -> Self {
         let driver = tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(error = &error as &dyn std::error::Error, "a client's HTTP/2 connection broke");
             }
         });
-        *slot = Some(Laptop { requests: requests.clone(), driver: AbortOnDropHandle::new(driver) });
-        Ok(requests)
+        Self { requests, driver: AbortOnDropHandle::new(driver) }
     }
 }

@@ -33,6 +33,8 @@ enum Failed {
     Cancelled(Reason),
     /// The upstream reset it.
     Reset(Reason),
+    /// The upstream's connection was gone: the request never left.
+    NotSent,
     /// The upstream's connection broke before an answer began.
     Unanswered,
     /// It broke in the middle of the answer.
@@ -59,8 +61,8 @@ impl Exchange {
         let mut body = RequestBody::new(recv, true);
         match upstreams.laptops.get(&upstreams.steered, &rule).await {
             Ok(laptop) => match self.attempt(laptop, &parts, &mut body).await {
-                Err(Failed::Unanswered) if body.is_whole() => {}
-                Err(Failed::Unanswered) => {
+                Err(Failed::NotSent | Failed::Unanswered) if body.is_whole() => {}
+                Err(Failed::NotSent | Failed::Unanswered) => {
                     metrics.request(Decision::Failed);
                     return self.refuse(StatusCode::BAD_GATEWAY, "the client went away\n");
                 }
@@ -105,10 +107,10 @@ impl Exchange {
         let mut upstream = tokio::select! {
             biased;
             reason = reset(&mut self.respond) => return Err(Failed::Cancelled(reason)),
-            ready = upstream.ready() => ready.map_err(|_| Failed::Unanswered)?,
+            ready = upstream.ready() => ready.map_err(|_| Failed::NotSent)?,
         };
         let whole = body.is_empty();
-        let (answer, mut send) = upstream.send_request(request(parts), whole).map_err(|_| Failed::Unanswered)?;
+        let (answer, mut send) = upstream.send_request(request(parts), whole).map_err(|_| Failed::NotSent)?;
         let result = self.exchange(answer, &mut send, body, whole).await;
         if let Err(Failed::Cancelled(reason)) = &result {
             send.send_reset(*reason);
@@ -138,20 +140,11 @@ impl Exchange {
                 },
             }
         };
-        let (head, mut from) = response.into_parts();
-        let last = from.is_end_stream();
-        let mut to = self
-            .respond
-            .send_response(Response::from_parts(head, ()), last)
-            .map_err(|error| Failed::Cancelled(error.reason().unwrap_or(Reason::CANCEL)))?;
-        let mut passing =
-            Box::pin(
-                async move { if last { (Ok(()), to) } else { (pass_unless_reset(&mut from, &mut to).await, to) } },
-            );
+        let mut passing = Box::pin(self.answer(response));
         loop {
             tokio::select! {
                 biased;
-                (result, mut to) = &mut passing => return result.inspect_err(|failed| failed.tell(&mut to)),
+                result = &mut passing => return result,
                 result = &mut sending, if !sent => match result {
                     Ok(()) | Err(Broken::Sink(_)) => sent = true,
                     Err(Broken::Source(error)) => {
@@ -160,6 +153,39 @@ impl Exchange {
                 },
             }
         }
+    }
+
+    /// Passes an answer on.
+    async fn answer(&mut self, response: Response<RecvStream>) -> Result<(), Failed> {
+        let (head, mut from) = response.into_parts();
+        let last = from.is_end_stream();
+        let mut to = self
+            .respond
+            .send_response(Response::from_parts(head, ()), last)
+            .map_err(|error| Failed::Cancelled(error.reason().unwrap_or(Reason::CANCEL)))?;
+        if last {
+            return Ok(());
+        }
+        let result = match body::pass(&mut from, &mut to).await {
+            Ok(()) => Ok(()),
+            Err(Broken::Source(error)) => Err(failed(&error, false)),
+            Err(Broken::Sink(error)) => Err(Failed::Cancelled(error.reason().unwrap_or(Reason::CANCEL))),
+        };
+        result.inspect_err(|failed| failed.tell(&mut to))
+    }
+
+    /// Passes on the answer to the request that switched the connection to HTTP/2.
+    pub(super) async fn pass_on(mut self, answer: h2::client::ResponseFuture) {
+        let result = tokio::select! {
+            biased;
+            reason = reset(&mut self.respond) => Err(Failed::Cancelled(reason)),
+            response = answer => response.map_err(|error| failed(&error, true)),
+        };
+        let result = match result {
+            Ok(response) => self.answer(response).await,
+            Err(failed) => Err(failed),
+        };
+        self.finish(result);
     }
 
     /// Answers the request ourselves.
@@ -181,6 +207,8 @@ impl Exchange {
         match result {
             Ok(()) | Err(Failed::Cancelled(_)) => {}
             Err(Failed::Reset(reason)) => self.respond.send_reset(reason),
+            // Whoever sees this may try again elsewhere (RFC 9113 §8.7).
+            Err(Failed::NotSent) => self.respond.send_reset(Reason::REFUSED_STREAM),
             Err(Failed::Unanswered | Failed::Broken) => self.respond.send_reset(Reason::INTERNAL_ERROR),
         }
     }
@@ -191,14 +219,6 @@ async fn reset(respond: &mut SendResponse<Bytes>) -> Reason {
     match poll_fn(|cx| respond.poll_reset(cx)).await {
         Ok(reason) => reason,
         Err(error) => error.reason().unwrap_or(Reason::CANCEL),
-    }
-}
-
-async fn pass_unless_reset(from: &mut RecvStream, to: &mut SendStream<Bytes>) -> Result<(), Failed> {
-    match body::pass(from, to).await {
-        Ok(()) => Ok(()),
-        Err(Broken::Source(error)) => Err(failed(&error, false)),
-        Err(Broken::Sink(error)) => Err(Failed::Cancelled(error.reason().unwrap_or(Reason::CANCEL))),
     }
 }
 
@@ -229,7 +249,7 @@ impl Failed {
         match self {
             Self::Cancelled(_) => {}
             Self::Reset(reason) => to.send_reset(*reason),
-            Self::Unanswered | Self::Broken => to.send_reset(Reason::INTERNAL_ERROR),
+            Self::NotSent | Self::Unanswered | Self::Broken => to.send_reset(Reason::INTERNAL_ERROR),
         }
     }
 }

@@ -12,6 +12,7 @@ use sluice_ebpf_common as abi;
 
 use super::{
     error::{LoadError, Operation},
+    memory,
     obstacle::{Capability, Circumstances, FIRST_KERNEL_WITHOUT_MEMLOCK},
 };
 
@@ -49,15 +50,16 @@ impl Loaded {
         raise_locked_memory_limit();
 
         let level = if log { aya_log::Level::Trace as u8 } else { 0 };
+        memory::expect_burst();
         let mut loader = EbpfLoader::new();
-        // The program uses nothing of the kernel's own types, so their description can go before anything else is
-        // allocated on top of it.
+        // The program uses nothing of the kernel's own types: their description can go before anything else is allocated.
         loader.btf(None).override_global(aya_log::LEVEL, &level, true);
         if !log {
             loader.map_max_entries(LOG_MAP, LOG_BYTES_OFF);
         }
         let mut ebpf = loader.load(OBJECT).map_err(|error| LoadError::of(Operation::Maps, needed, error))?;
         drop(loader);
+        memory::give_back();
 
         let mut loaded = Self {
             ports: take(&mut ebpf, abi::PORTS_MAP)?,

@@ -1,0 +1,31 @@
+//! Keeps the memory that loading takes for a moment from staying with the process.
+//!
+//! aya reads and parses the description of all the kernel's types (some 20 MB for a few milliseconds) before it can be told that nobody
+//! needs it. glibc learns from such a burst to keep free memory in future instead of giving it back; this tells it not to.
+//! Other C libraries have no such habit.
+
+/// To be called before the burst.
+pub(super) fn expect_burst() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        /// glibc's default, which stays in force when it is set.
+        const LARGE: i32 = 128 * 1024;
+        #[expect(unsafe_code, reason = "glibc's own function, without a safe wrapper")]
+        // SAFETY: takes two numbers, may be called at any time from any thread.
+        unsafe {
+            libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE)
+        };
+    }
+}
+
+/// To be called after the burst.
+pub(super) fn give_back() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        #[expect(unsafe_code, reason = "glibc's own function, without a safe wrapper")]
+        // SAFETY: takes a number, may be called at any time from any thread.
+        unsafe {
+            libc::malloc_trim(0)
+        };
+    }
+}
