@@ -8,12 +8,15 @@
 pub(super) fn expect_burst() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
-        /// glibc's default, which stays in force when it is set.
+        /// What is larger is mapped for itself and returned when freed: glibc's default, which stays in force when it is set.
         const LARGE: i32 = 128 * 1024;
+        /// Free memory to keep: enough that a busy agent does not ask the kernel for it again and again.
+        const SPARE: i32 = 1024 * 1024;
         #[expect(unsafe_code, reason = "glibc's own function, without a safe wrapper")]
         // SAFETY: takes two numbers, may be called at any time from any thread.
         unsafe {
-            libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE)
+            libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
+            libc::mallopt(libc::M_TRIM_THRESHOLD, SPARE);
         };
     }
 }

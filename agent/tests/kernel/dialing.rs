@@ -139,7 +139,7 @@ fn a_host_without_ipv6_is_served_and_refuses_as_any_other() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test"]
-fn the_route_expires_by_itself_after_half_a_minute() {
+fn the_route_expires_by_itself() {
     in_namespace_async(|| async {
         let mut scene = Scene::new();
         scene.app("[::1]:8080", true);
@@ -149,7 +149,7 @@ fn the_route_expires_by_itself_after_half_a_minute() {
         let line = routes.lines().find(|line| line.contains(ROUTE)).expect("the route is there");
         let expires: u32 =
             line.split("expires ").nth(1).and_then(|rest| rest.split("sec").next()).unwrap().parse().unwrap();
-        assert!((25..=30).contains(&expires), "{line}");
+        assert!((10..=15).contains(&expires), "{line}");
     });
 }
 
