@@ -153,7 +153,11 @@ impl Lab {
         let id = &self.shared.id;
         let processes = leftovers::processes(|lab| lab == id).into_iter().map(|(pid, _)| format!("process {pid}"));
         let namespaces = leftovers::namespaces(|name| is_of(name, id)).into_iter().map(|name| format!("netns {name}"));
-        processes.chain(namespaces).collect()
+        // They are made inside the hosts and go with them; one that is seen here has escaped.
+        let own = device_prefix();
+        let devices =
+            leftovers::devices(|name| name.starts_with(&own)).into_iter().map(|name| format!("device {name}"));
+        processes.chain(namespaces).chain(devices).collect()
     }
 
     fn lock_hosts(&self) -> MutexGuard<'_, Vec<Host>> {
@@ -190,7 +194,7 @@ impl Shared {
 
     /// A device name within the 15 bytes that Linux allows: the run, and where the device leads.
     pub(crate) fn device_name(&self, number: usize, peer: &str) -> String {
-        let mut name = format!("sl{}-{number}{peer}", RunId::ours().short());
+        let mut name = format!("{}{number}{peer}", device_prefix());
         name.truncate(IFNAMSIZ - 1);
         name
     }
@@ -198,6 +202,11 @@ impl Shared {
     fn lock_processes(&self) -> MutexGuard<'_, Vec<Arc<ProcessInner>>> {
         self.processes.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What the names of this run's devices begin with.
+fn device_prefix() -> String {
+    format!("sl{}-", RunId::ours().short())
 }
 
 /// Whether a namespace is one of the lab's: lab `a1` has none of the namespaces of lab `a1_b` or `a12`.

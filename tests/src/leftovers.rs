@@ -84,6 +84,12 @@ pub(crate) fn folders(wanted: impl Fn(&str) -> bool) -> Vec<PathBuf> {
     names(&parent, wanted).into_iter().map(|name| parent.join(name)).collect()
 }
 
+/// Network devices of the machine itself that `wanted` accepts.
+pub(crate) fn devices(wanted: impl Fn(&str) -> bool) -> Vec<String> {
+    let names = entries(Path::new("/sys/class/net")).into_iter();
+    names.filter_map(|path| Some(path.file_name()?.to_str()?.to_owned())).filter(|name| wanted(name)).collect()
+}
+
 /// Removes a named namespace; false when somebody else has done so already.
 pub(crate) fn delete_namespace(name: &str) -> Result<bool> {
     match command::run("ip", &["netns", "delete", name], "") {

@@ -68,7 +68,7 @@ async fn serve_grpc(listener: TcpListener, stop: CancellationToken, signed: &str
     let stopped = stop.clone();
     let server = Server::builder()
         .add_service(AdderServer::new(Service { signature }))
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener), stopped.cancelled_owned());
+        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stopped.cancelled_owned());
     tokio::select! {
         served = server => served.context("serving gRPC"),
         // A caller that keeps its connection open does not keep the service alive.

@@ -158,7 +158,7 @@ pub fn invite(stage: &Stage, terminal: Terminal) {
         ("One of your own", format!("{caller} curl -si -X POST -H '{name}: {value}' {url}/tic")),
         ("The count", format!("{caller} curl -s {url}/tac")),
         ("What the agent says about itself", format!("{add} curl -s http://127.0.0.1:17090/status")),
-        ("What is attached in the kernel", format!("bpftool link show | grep -A1 {}", stage.add.namespace_inode())),
+        ("What is attached in the kernel", format!("bpftool link show | grep -B1 {}", stage.add.namespace_inode())),
         (
             "The rules; the agent follows when you change them",
             format!("${{EDITOR:-nano}} {}", stage.agent.rules_file().display()),

@@ -31,6 +31,8 @@ where
             // Cancel-safe: a connection that is not taken stays in the backlog.
             accepted = listener.accept() => accepted?.0,
         };
+        // Fails only for a caller that is gone already, which the connection will notice.
+        let _ = stream.set_nodelay(true);
         connections.spawn(connection(stream, stop.clone(), handle.clone()));
     }
     connections.close();
