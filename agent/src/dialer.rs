@@ -1,15 +1,15 @@
 //! Connections from the agent to the app, made so that the kernel program never steers them back to the agent.
 //!
-//! Runs in the pod's network namespace. Which address the app answers on is found by trying 127.0.0.1, then ::1, then the address
-//! that the caller had used, and remembered for the port; the loopback ones come first because a mesh may capture everything else. What
-//! flows over the connection is not its business.
+//! Runs in the pod's network namespace. Which address the app answers on is found by trying 127.0.0.1, then ::1, then
+//! the address that the caller had used, and remembered for the port; the loopback ones come first because a mesh may
+//! capture everything else. What flows over the connection is not its business.
 //!
-//! **The source** is an address of a reserved prefix, by which the program knows these connections (see `sluice_ebpf_common`).
-//! For IPv4 nothing has to be set up. The IPv6 prefix has to be made local first, which happens when a listener that can only be
-//! reached over IPv6 is found, and not before: see `route`.
+//! **The source** is an address of a reserved prefix, by which the program knows these connections (see
+//! `sluice_ebpf_common`). For IPv4 nothing has to be set up. The IPv6 prefix has to be made local first, which happens
+//! when a listener that can only be reached over IPv6 is found, and not before: see `route`.
 //!
-//! **Ports do not run out.** The kernel chooses the source port when it knows both ends (`IP_BIND_ADDRESS_NO_PORT`) and the address changes with
-//! each connection, so ports in TIME_WAIT stand in nobody's way.
+//! **Ports do not run out.** The kernel chooses the source port when it knows both ends (`IP_BIND_ADDRESS_NO_PORT`) and
+//! the address changes with each connection, so ports in TIME_WAIT stand in nobody's way.
 
 use std::{
     collections::HashMap,
@@ -81,8 +81,8 @@ enum Place {
     Original,
 }
 
-/// Whether a connection comes from this agent: the guard against serving one's own connection, should it be steered against all
-/// expectation.
+/// Whether a connection comes from this agent: the guard against serving one's own connection, should it be steered
+/// against all expectation.
 #[must_use]
 pub fn is_own_source(peer: IpAddr) -> bool {
     match peer.to_canonical() {
@@ -113,8 +113,8 @@ impl AppDialer {
         Self::default()
     }
 
-    /// Connects to the app that a caller wanted to reach at `original_destination`. There is no time limit: an app whose backlog is
-    /// full is waited for as the caller itself would have waited.
+    /// Connects to the app that a caller wanted to reach at `original_destination`. There is no time limit: an app
+    /// whose backlog is full is waited for as the caller itself would have waited.
     ///
     /// Cancel-safe: the half-made connection is closed.
     ///

@@ -1,18 +1,18 @@
-//! The kernel part: owns the loaded program, its maps and its link to the network namespace, and hands out the listeners
-//! that steered connections arrive at.
+//! The kernel part: owns the loaded program, its maps and its link to the network namespace, and hands out the
+//! listeners that steered connections arrive at.
 //!
-//! Runs in the agent's process and network namespace. It decides nothing: which ports are steered and who is exempt comes
-//! from the rules, and what becomes of an accepted connection is the business of whoever accepts it.
+//! Runs in the agent's process and network namespace. It decides nothing: which ports are steered and who is exempt
+//! comes from the rules, and what becomes of an accepted connection is the business of whoever accepts it.
 //!
-//! **Fail open.** The kernel hands a connection to the agent only while the program is attached, the port is in the map and a
-//! listener of the agent is open. All three are file descriptors of this process: when it dies, however it dies, the next
-//! connection goes to the app and nothing is left in the kernel.
+//! **Fail open.** The kernel hands a connection to the agent only while the program is attached, the port is in the map
+//! and a listener of the agent is open. All three are file descriptors of this process: when it dies, however it dies,
+//! the next connection goes to the app and nothing is left in the kernel.
 //!
 //! **Idle costs nothing.** The program is attached with the first port and detached with the last.
 //!
-//! **Privileges.** `CAP_BPF` (maps and program) and `CAP_NET_ADMIN` (a network program, attaching) are all that is needed,
-//! with any user id, and /proc/sys may be read-only. `CAP_PERFMON` is needed for the kernel log only: its code copies text about
-//! in ways that the verifier accepts from those who may see pointers anyway.
+//! **Privileges.** `CAP_BPF` (maps and program) and `CAP_NET_ADMIN` (a network program, attaching) are all that is
+//! needed, with any user id, and /proc/sys may be read-only. `CAP_PERFMON` is needed for the kernel log only: its code
+//! copies text about in ways that the verifier accepts from those who may see pointers anyway.
 
 use std::{collections::BTreeSet, fmt, fs::File};
 
@@ -47,7 +47,8 @@ const NAMESPACE: &str = "/proc/thread-self/ns/net";
 /// How to load.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LoadOptions {
-    /// Whether the program reports each of its decisions; costs about a microsecond per new connection, nothing when off.
+    /// Whether the program reports each of its decisions; costs about a microsecond per new connection, nothing when
+    /// off.
     pub log: bool,
 }
 
@@ -76,8 +77,8 @@ pub struct Held {
     pub exempt: BTreeSet<IpNet>,
 }
 
-/// What the program decided, summed over all CPUs. Counts lookups of a listener: one per connection, and one more for each
-/// repeated SYN.
+/// What the program decided, summed over all CPUs. Counts lookups of a listener: one per connection, and one more for
+/// each repeated SYN.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KernelCounters {
     /// Handed to the agent.
@@ -93,8 +94,8 @@ pub struct KernelCounters {
 // === impl Kernel ===
 
 impl Kernel {
-    /// Loads the program, makes the maps and opens the listeners, in the network namespace of the calling thread. Proves by
-    /// attaching once with an empty map that attaching will work later.
+    /// Loads the program, makes the maps and opens the listeners, in the network namespace of the calling thread.
+    /// Proves by attaching once with an empty map that attaching will work later.
     ///
     /// # Errors
     ///
@@ -128,8 +129,9 @@ impl Kernel {
         self.listeners.take()
     }
 
-    /// Makes the maps equal to this. A port that is wanted before and after is steered at every moment in between; exemptions
-    /// are there before the ports they are for. The program is attached with the first port and detached with the last.
+    /// Makes the maps equal to this. A port that is wanted before and after is steered at every moment in between;
+    /// exemptions are there before the ports they are for. The program is attached with the first port and detached
+    /// with the last.
     ///
     /// # Errors
     ///
@@ -163,8 +165,9 @@ impl Kernel {
         Ok(())
     }
 
-    /// Detaches the program: from now on new connections go to the app. Those that were steered before and not yet accepted are
-    /// still waiting at the listeners. The maps stay as they are, and the next [`Kernel::apply`] attaches again.
+    /// Detaches the program: from now on new connections go to the app. Those that were steered before and not yet
+    /// accepted are still waiting at the listeners. The maps stay as they are, and the next [`Kernel::apply`] attaches
+    /// again.
     pub fn detach(&mut self) {
         // The link is nothing but this file descriptor.
         drop(self.link.take());

@@ -1,9 +1,9 @@
-//! `cargo xtask ebpf`: compiles the program that runs in the kernel, or checks that the committed object is what its source
-//! compiles to.
+//! `cargo xtask ebpf`: compiles the program that runs in the kernel, or checks that the committed object is what its
+//! source compiles to.
 //!
-//! The object is committed beside its source so that everything else builds with a stable compiler and nothing installed. Its
-//! bytes depend on the compiler and the linker, so this names one of each: Debian's, which can be had on any Debian machine
-//! without a nightly toolchain.
+//! The object is committed beside its source so that everything else builds with a stable compiler and nothing
+//! installed. Its bytes depend on the compiler and the linker, so this names one of each: Debian's, which can be had on
+//! any Debian machine without a nightly toolchain.
 
 mod build;
 mod toolchain;
@@ -35,7 +35,8 @@ pub(crate) fn run(args: EbpfArgs) -> Result<()> {
         println!("{OBJECT} is what its source compiles to ({} bytes)", compiled.len());
     } else if args.check {
         bail!(
-            "{OBJECT} ({} bytes) is not what its source compiles to ({} bytes): run `cargo xtask ebpf` and commit the result",
+            "{OBJECT} ({} bytes) is not what its source compiles to ({} bytes): run `cargo xtask ebpf` and commit \
+             the result",
             held.len(),
             compiled.len()
         );

@@ -1,9 +1,9 @@
-//! Asks the kernel whether anybody listens at an IPv6 address, so that the route which a connection there needs is added for those
-//! apps only that cannot be reached otherwise.
+//! Asks the kernel whether anybody listens at an IPv6 address, so that the route which a connection there needs is
+//! added for those apps only that cannot be reached otherwise.
 //!
-//! Asked as if from one of the agent's own sources: the kernel runs its programs for this lookup too, and would find the agent's
-//! listener otherwise. Needs no privilege. A kernel may lack this service, and its "nothing found" looks the same then; so a
-//! listener that is there must be found once before a "no" is believed.
+//! Asked as if from one of the agent's own sources: the kernel runs its programs for this lookup too, and would find
+//! the agent's listener otherwise. Needs no privilege. A kernel may lack this service, and its "nothing found" looks
+//! the same then; so a listener that is there must be found once before a "no" is believed.
 
 use std::{
     io,

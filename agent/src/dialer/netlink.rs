@@ -1,5 +1,5 @@
-//! One request to the kernel over netlink and its answer, without a library around it: two kinds of message of fixed form do not
-//! need more.
+//! One request to the kernel over netlink and its answer, without a library around it: two kinds of message of fixed
+//! form do not need more.
 //!
 //! The kernel answers before `send` returns, so nothing here blocks.
 

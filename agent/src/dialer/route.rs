@@ -1,8 +1,9 @@
 //! The route that makes the agent's IPv6 sources local: `local fd91:f3ea:b62:eebf::/64 dev lo`.
 //!
-//! Added when it is first needed. It expires by itself, and the agent renews it until it is dropped, which removes it: an agent that
-//! is killed leaves it for [`EXPIRY`] at most. From then on the kernel does not use it any more, though it may be listed until the next round
-//! of garbage collection, 30 s later at most (`net.ipv6.route.gc_interval`). Needs `CAP_NET_ADMIN`, and no writable /proc/sys.
+//! Added when it is first needed. It expires by itself, and the agent renews it until it is dropped, which removes it:
+//! an agent that is killed leaves it for [`EXPIRY`] at most. From then on the kernel does not use it any more, though
+//! it may be listed until the next round of garbage collection, 30 s later at most (`net.ipv6.route.gc_interval`).
+//! Needs `CAP_NET_ADMIN`, and no writable /proc/sys.
 
 use std::{
     io,
@@ -68,7 +69,7 @@ impl OwnRoute {
                     let Some(state) = kept.upgrade() else { break };
                     let renewed = state.lock().unwrap_or_else(PoisonError::into_inner).renew();
                     if let Err(error) = renewed {
-                        tracing::warn!(%error, "cannot renew the local IPv6 route of the agent's own connections");
+                        tracing::warn!(%error, "cannot renew the agent's local IPv6 route");
                     }
                 }
             });
@@ -87,7 +88,7 @@ impl Drop for OwnRoute {
         if state.renewed.take().is_some()
             && let Err(error) = remove()
         {
-            tracing::warn!(%error, "cannot remove the local IPv6 route of the agent's own connections; it expires by itself");
+            tracing::warn!(%error, "cannot remove the agent's local IPv6 route; it expires by itself");
         }
     }
 }

@@ -14,7 +14,8 @@ nix::setsockopt_impl!(
     nix::sys::socket::sockopt::SetBool
 );
 
-/// `IP_BIND_ADDRESS_NO_PORT`: bind the address now, choose the port in `connect`, when it only has to be free towards that target.
+/// `IP_BIND_ADDRESS_NO_PORT`: bind the address now, choose the port in `connect`, when it only has to be free towards
+/// that target.
 #[derive(Clone, Copy, Debug)]
 struct BindAddressNoPort;
 
@@ -30,8 +31,8 @@ pub(super) async fn connect(source: SocketAddr, target: SocketAddr) -> io::Resul
     socket.set_tcp_nodelay(true)?;
     socket.bind(&source.into())?;
     start(&socket, target)?;
-    // Within one host the handshake is over before the first call returns, though that call cannot say so yet. Asking again
-    // tells, and saves the way through epoll.
+    // Within one host the handshake is over before the first call returns, though that call cannot say so yet. Asking
+    // again tells, and saves the way through epoll.
     let done = start(&socket, target)?;
     let stream = TcpStream::from_std(socket.into())?;
     if !done {

@@ -6,8 +6,8 @@ use aya::{EbpfError, maps::MapError, programs::ProgramError};
 
 use super::obstacle::{Capability, Circumstances, Obstacle};
 
-/// Why the kernel part could not be set up. Everything but [`LoadError::Listen`] means that this kernel or the privileges do
-/// not allow it, and the text says what to do.
+/// Why the kernel part could not be set up. Everything but [`LoadError::Listen`] means that this kernel or the
+/// privileges do not allow it, and the text says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// No socket for steered connections.

@@ -52,7 +52,8 @@ impl Loaded {
         let level = if log { aya_log::Level::Trace as u8 } else { 0 };
         memory::expect_burst();
         let mut loader = EbpfLoader::new();
-        // The program uses nothing of the kernel's own types: their description can go before anything else is allocated.
+        // The program uses nothing of the kernel's own types: their description can go before anything else is
+        // allocated.
         loader.btf(None).override_global(aya_log::LEVEL, &level, true);
         if !log {
             loader.map_max_entries(LOG_MAP, LOG_BYTES_OFF);
@@ -89,8 +90,8 @@ fn take<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) 
     M::try_from(map).map_err(|error| LoadError::Object(Box::new(error.into())))
 }
 
-/// Kernels before 5.11 charge BPF memory to the limit for locked memory, which is 64 KiB in most containers. Best effort:
-/// if it was needed and failed, the load fails next and says so.
+/// Kernels before 5.11 charge BPF memory to the limit for locked memory, which is 64 KiB in most containers. Best
+/// effort: if it was needed and failed, the load fails next and says so.
 fn raise_locked_memory_limit() {
     if Circumstances::read().is_older_than(FIRST_KERNEL_WITHOUT_MEMLOCK)
         && let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY)

@@ -152,31 +152,34 @@ impl fmt::Display for Obstacle {
                 )
             }
             Self::UserNamespace => f.write_str(
-                "this process is in a user namespace, where no capability allows BPF; \
-                 for a pod leave out hostUsers: false, for a container use no user-namespace remapping and no rootless engine",
+                "this process is in a user namespace, where no capability allows BPF; for a pod leave out \
+                 hostUsers: false, for a container use no user-namespace remapping and no rootless engine",
             ),
             Self::Seccomp => f.write_str(
-                "a seccomp filter forbids the system call bpf(2) although the capabilities are there; give the container \
-                 securityContext.seccompProfile: {type: Unconfined}, or a profile that allows bpf \
-                 (the default profiles of containerd from 1.6.8 and of Docker from 23.0 do, with CAP_BPF)",
+                "a seccomp filter forbids the system call bpf(2) although the capabilities are there; give the \
+                 container securityContext.seccompProfile: {type: Unconfined}, or a profile that allows bpf (the \
+                 default profiles of containerd from 1.6.8 and of Docker from 23.0 do, with CAP_BPF)",
             ),
-            Self::KernelTooOld { release } => {
-                write!(f, "kernel {release} is too old; Sluice needs Linux 5.9 or newer (5.10 is the oldest long-term one)")
-            }
+            Self::KernelTooOld { release } => write!(
+                f,
+                "kernel {release} is too old; Sluice needs Linux 5.9 or newer (5.10 is the oldest long-term one)"
+            ),
             Self::NotConfigured { release } => write!(
                 f,
-                "kernel {release} was built without something that Sluice needs; it must have CONFIG_BPF_SYSCALL, CONFIG_INET \
-                 and CONFIG_NET_SOCK_MSG (CONFIG_BPF_STREAM_PARSER before 5.10)",
+                "kernel {release} was built without something that Sluice needs; it must have CONFIG_BPF_SYSCALL, \
+                 CONFIG_INET and CONFIG_NET_SOCK_MSG (CONFIG_BPF_STREAM_PARSER before 5.10)",
             ),
             Self::LockedMemory => f.write_str(
-                "the limit for locked memory is too low for BPF on a kernel before 5.11; raise it with ulimit -l unlimited, \
-                 or give the container CAP_SYS_RESOURCE so that it can do so itself",
+                "the limit for locked memory is too low for BPF on a kernel before 5.11; raise it with \
+                 ulimit -l unlimited, or give the container CAP_SYS_RESOURCE so that it can do so itself",
             ),
-            Self::Memory => f.write_str("no memory left for the kernel's maps; raise the memory limit of the container"),
+            Self::Memory => {
+                f.write_str("no memory left for the kernel's maps; raise the memory limit of the container")
+            }
             Self::SecurityModule => f.write_str(
-                "the capabilities are there and no seccomp filter is set, so a security module or kernel lockdown forbids it; \
-                 look for a denial in the kernel's audit log (on SELinux the container needs a type that may use bpf, \
-                 such as seLinuxOptions: {type: spc_t})",
+                "the capabilities are there and no seccomp filter is set, so a security module or kernel lockdown \
+                 forbids it; look for a denial in the kernel's audit log (on SELinux the container needs a type that \
+                 may use bpf, such as seLinuxOptions: {type: spc_t})",
             ),
             Self::Unknown => f.write_str("the kernel refused for a reason that Sluice does not know"),
         }

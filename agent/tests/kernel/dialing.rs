@@ -13,8 +13,11 @@ const ROUTE: &str = "local fd91:f3ea:b62:eebf::/64 dev lo";
 /// An app that listens on one address, reached by the dialer for callers that used others.
 fn reaches(app: &'static str, v6only: bool, originals: &'static [&'static str], needs_route: bool) {
     in_namespace_async(move || async move {
-        run("ip addr add 10.9.0.1/32 dev lo");
-        run("ip addr add fd00:9::1/128 dev lo nodad");
+        run("ip link add name pod type veth peer name other");
+        run("ip addr add 10.9.0.1/24 dev pod");
+        run("ip addr add fd00:9::1/64 dev pod nodad");
+        run("ip link set pod up");
+        run("ip link set other up");
         let mut scene = Scene::new();
         scene.app(app, v6only);
         scene.steer(&[8080]);

@@ -1,6 +1,7 @@
 //! What the agent may and may not do, and what it says when it may not.
 //!
-//! Capabilities, user ids and seccomp filters belong to processes, so these tests start this test binary again, as their subject.
+//! Capabilities, user ids and seccomp filters belong to processes, so these tests start this test binary again, as
+//! their subject.
 
 use std::{
     collections::BTreeMap,
@@ -18,8 +19,8 @@ use crate::namespace::{By, Scene};
 const PART: &str = "SLUICE_TEST_SUBJECT";
 const UNPRIVILEGED: &str = "--reuid 65532 --regid 65532 --clear-groups";
 
-/// Started by the other tests under the circumstances that they are about: does all that an agent does with the kernel and prints what
-/// came of it. Run by itself it does so as whoever runs it.
+/// Started by the other tests under the circumstances that they are about: does all that an agent does with the kernel
+/// and prints what came of it. Run by itself it does so as whoever runs it.
 #[test]
 #[ignore = "needs root: cargo xtask test"]
 fn subject() {
@@ -81,7 +82,8 @@ fn result_of(part: &str, namespaces: &str, prepare: &str, command: &str) -> Stri
     fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).unwrap();
 
     let script = format!(
-        "set -e; ip link set lo up; {prepare} exec {command} {} --exact privileges::subject --include-ignored --nocapture",
+        "set -e; ip link set lo up; {prepare} exec {command} {} \
+         --exact privileges::subject --include-ignored --nocapture",
         binary.display()
     );
     let Output { status, stdout, stderr } = Command::new("unshare")

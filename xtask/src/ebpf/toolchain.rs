@@ -1,7 +1,7 @@
 //! The compiler and the linker for the kernel program, installed when they are missing.
 //!
-//! Debian's `rustc-web` stands in /usr/bin and leaves rustup's toolchains alone; it brings a ready-made `core` for the kernel's
-//! target. `bpf-linker` is built against Debian's LLVM into `target/tools`.
+//! Debian's `rustc-web` stands in /usr/bin and leaves rustup's toolchains alone; it brings a ready-made `core` for the
+//! kernel's target. `bpf-linker` is built against Debian's LLVM into `target/tools`.
 
 use std::{
     env,
