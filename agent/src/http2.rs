@@ -31,6 +31,12 @@ use crate::connection::{End, Shared, Steered};
 /// What a client sends first (RFC 9113 §3.4).
 pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
+/// Frame type of `SETTINGS`.
+const TYPE_SETTINGS: u8 = 0x04;
+
+/// Most bytes that an app sends before its caller: settings, a window, a ping.
+const MAX_GREETING: usize = 4 << 10;
+
 /// Bytes of one stream that may be under way and unread, in each direction; also its memory bound.
 const STREAM_WINDOW: u32 = 256 << 10;
 
@@ -84,12 +90,21 @@ pub(crate) enum Switched {
     },
 }
 
-/// Serves a connection whose first bytes, `prefix`, are the preface.
+/// Whether `bytes`, behind `before`, may be the beginning of what a server of HTTP/2 sends: `SETTINGS` on stream 0 (RFC
+/// 9113 §3.4). It may do so as soon as it has accepted, so here an app that speaks first is no other protocol.
+pub(crate) fn may_greet(before: &[u8], bytes: &[u8]) -> bool {
+    let header = [None, None, None, Some(TYPE_SETTINGS), Some(0), Some(0), Some(0), Some(0), Some(0)];
+    before.len() + bytes.len() <= MAX_GREETING
+        && before.iter().chain(bytes).zip(header).all(|(&byte, wanted)| wanted.is_none_or(|wanted| wanted == byte))
+}
+
+/// Serves a connection whose first bytes, `prefix`, are the preface. `greeting` has come from the app already.
 ///
 /// # Errors
 /// [`End`] where the connection failed as a whole; requests that failed have been reset on their own.
-pub(crate) async fn serve(steered: Steered, app: TcpStream, prefix: Bytes) -> Result<(), End> {
+pub(crate) async fn serve(steered: Steered, app: TcpStream, greeting: Bytes, prefix: Bytes) -> Result<(), End> {
     let (caller, by) = SteeredBy::new(steered);
+    let app = Prefixed { prefix: greeting, inner: app };
     let (app, connection) = client().handshake(app).await.map_err(into_app)?;
     let upstreams = Upstreams { steered: by, app, laptops: Laptops::default() };
     run(Prefixed { prefix, inner: caller }, upstreams, connection, None).await

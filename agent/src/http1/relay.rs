@@ -92,6 +92,8 @@ pub(super) struct Down {
     raw: Option<Doubt>,
     /// The app has switched to HTTP/2; its first bytes in it.
     http2: Option<Bytes>,
+    /// The app's first bytes, before any of the caller, that may begin HTTP/2: kept until the caller has begun.
+    early: BytesMut,
     eof: bool,
     fin_sent: bool,
 }
@@ -138,12 +140,12 @@ pub(crate) async fn serve(mut steered: Steered) -> Result<(), End> {
             Event::NeedApp => relay.app = Some(relay.steered.connect_app().await?),
             Event::Raw(doubt) => return relay.wire(doubt).await,
             Event::Http2 => {
-                let Relay { mut steered, app, up, .. } = relay;
+                let Relay { mut steered, app, up, down, .. } = relay;
                 let app = match app {
                     Some(app) => app,
                     None => steered.connect_app().await?,
                 };
-                return http2::serve(steered, app, up.buf.freeze()).await;
+                return http2::serve(steered, app, down.early.freeze(), up.buf.freeze()).await;
             }
             Event::Switched(first) => {
                 let Relay { steered, app: Some(app), up, .. } = relay else { return Ok(()) };
@@ -215,9 +217,17 @@ impl Relay {
                 return Poll::Pending;
             }
             result.map_err(End::App)?;
+            if bytes.is_empty() && !down.early.is_empty() {
+                down.raw = Some(Doubt::AppFirst);
+                continue;
+            }
             if bytes.is_empty() {
                 down.answers.close();
                 down.eof = true;
+                continue;
+            }
+            if !self.up.begun && down.answers.owed() == 0 && http2::may_greet(&down.early, bytes) {
+                down.early.extend_from_slice(bytes);
                 continue;
             }
             let pass = down.follow(bytes, self.up.upgrading);
@@ -371,6 +381,11 @@ impl Relay {
                     up.stop = Some(Stop::Raw(doubt));
                     return at;
                 }
+                // HTTP/1 to a server that greets as one of HTTP/2 does: that is for the two of them to sort out.
+                Parsed::Head(_) if !down.early.is_empty() => {
+                    up.stop = Some(Stop::Raw(Doubt::AppFirst));
+                    return at;
+                }
                 Parsed::Head((head, Some(rule))) => {
                     up.begun = true;
                     up.stop = Some(Stop::Match(rule, head));
@@ -399,7 +414,9 @@ impl Relay {
             Some(app) => app,
             None => self.steered.connect_app().await?,
         };
-        let start = JoinStart { to_a: self.down.out.freeze(), to_b: self.up.buf.freeze() };
+        let mut to_caller = self.down.early;
+        to_caller.unsplit(self.down.out);
+        let start = JoinStart { to_a: to_caller.freeze(), to_b: self.up.buf.freeze() };
         join_with(&mut self.steered.caller, &mut app, start).await;
         Ok(())
     }

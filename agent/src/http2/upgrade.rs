@@ -9,7 +9,7 @@
 use std::{
     io,
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
 use bytes::{Bytes, BytesMut};
@@ -20,7 +20,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{PREFACE, Prefixed, client};
+use super::{PREFACE, Prefixed, TYPE_SETTINGS, client};
 
 /// Length of a frame's header (RFC 9113 §4.1).
 const FRAME_HEADER: usize = 9;
@@ -32,7 +32,6 @@ const MAX_SETTINGS: usize = 16 << 10;
 const STREAM_ONE: [u8; FRAME_HEADER + 3] = [0, 0, 3, TYPE_HEADERS, 0x05, 0, 0, 0, 1, 0x82, 0x86, 0x84];
 
 const TYPE_HEADERS: u8 = 0x01;
-const TYPE_SETTINGS: u8 = 0x04;
 
 /// Reads the caller's preface and first `SETTINGS` and puts the request of stream 1 behind them. What the request asked
 /// does not matter: it is with a server already, and only its answer is passed on.
@@ -61,6 +60,7 @@ pub(super) async fn resume<S: AsyncRead + AsyncWrite + Unpin>(
         inner: Prefixed { prefix: first, inner: server },
         held: Some(BytesMut::new()),
         out: BytesMut::new(),
+        reader: None,
     };
     let (mut requests, connection) = client().handshake(io).await?;
     let mut request = Request::new(());
@@ -78,6 +78,8 @@ pub(super) struct WithoutFirst<S> {
     held: Option<BytesMut>,
     /// What may go.
     out: BytesMut,
+    /// Waits to read. The server's answer may be here already, and must not be seen before its request was "sent".
+    reader: Option<Waker>,
 }
 
 // === impl WithoutFirst ===
@@ -100,6 +102,9 @@ impl<S: AsyncWrite + Unpin> WithoutFirst<S> {
                 self.out = std::mem::take(held);
                 self.out.unsplit(rest);
                 self.held = None;
+                if let Some(reader) = self.reader.take() {
+                    reader.wake();
+                }
                 return;
             }
             at = end;
@@ -135,6 +140,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WithoutFirst<S> {
 
 impl<S: AsyncRead + Unpin> AsyncRead for WithoutFirst<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.held.is_some() {
+            self.reader = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
         Pin::new(&mut self.inner).poll_read(cx, buf)
     }
 }
