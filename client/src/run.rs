@@ -54,7 +54,10 @@ fn tunnel(options: cli::Tunnel) -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()
         .context("cannot start the runtime: the system has no threads or files left")?;
-    runtime.block_on(until_stopped(config))
+    let outcome = runtime.block_on(until_stopped(config));
+    // A name server that does not answer must not keep a stopped command from ending.
+    runtime.shutdown_background();
+    outcome
 }
 
 async fn until_stopped(config: Config) -> anyhow::Result<ExitCode> {

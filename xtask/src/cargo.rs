@@ -33,6 +33,14 @@ pub(crate) fn build_programs(release: bool) -> Result<()> {
     Ok(())
 }
 
+/// Builds the same and everything else, so that `cargo test --workspace` finds all dependencies built as it wants them:
+/// which features a dependency is built with depends on who else is built.
+pub(crate) fn build_for_tests() -> Result<()> {
+    let status = command(&["build", "--workspace", "--bins"])?.status().context("cannot run cargo")?;
+    ensure!(status.success(), "the build failed");
+    Ok(())
+}
+
 /// The path of a program that [`build_programs`] makes.
 pub(crate) fn program(name: &str, release: bool) -> Result<PathBuf> {
     // This program is one of them: wherever the user has put the target folder, it is there.

@@ -23,7 +23,7 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
         system::provide(system::NETWORK)?;
     }
     // The tests start these programs, which `cargo test` alone would not build.
-    cargo::build_programs(false)?;
+    cargo::build_for_tests()?;
 
     // `--include-ignored` is not for examples in documentation: there `ignore` means what it says.
     let programs = cargo_test(args, &["--lib", "--bins", "--tests"], privileged)?;

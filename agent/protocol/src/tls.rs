@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use quinn::Connection;
 use quinn::ConnectionError;
@@ -129,16 +130,23 @@ pub fn peer_key(connection: &Connection) -> Option<KeyHash> {
 /// for one round trip. The agent's word is QUIC's HANDSHAKE_DONE frame (RFC 9001, 4.1.2).
 ///
 /// # Errors
-/// The connection was lost or refused: see [`Refusal::of`].
+/// The connection was lost or refused: see [`Refusal::of`]. One that the agent has taken and closed since is no error
+/// here: it says why as soon as it is used.
 pub async fn confirmed(connection: &Connection) -> Result<(), ConnectionError> {
     // quinn counts that frame and wakes nobody for it, so this looks for it: for one round trip per connection.
-    let mut pause = std::time::Duration::from_millis(1);
+    const LONGEST_PAUSE: Duration = Duration::from_millis(20);
+    let mut pause = Duration::from_millis(1);
     while connection.stats().frame_rx.handshake_done == 0 {
-        tokio::select! {
+        let error = tokio::select! {
             biased;
-            error = connection.closed() => return Err(error),
-            () = tokio::time::sleep(pause) => pause = (pause * 2).min(std::time::Duration::from_millis(20)),
-        }
+            error = connection.closed() => error,
+            () = tokio::time::sleep(pause) => {
+                pause = (pause * 2).min(LONGEST_PAUSE);
+                continue;
+            }
+        };
+        // Only an agent that is done with the handshake can close with a code of its own.
+        return if matches!(error, ConnectionError::ApplicationClosed(_)) { Ok(()) } else { Err(error) };
     }
     Ok(())
 }
