@@ -47,10 +47,10 @@ const GOODBYE: Duration = Duration::from_secs(1);
 /// Why the agent does not run, as far as it has an exit status of its own.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// Exit status 3.
+    /// The kernel or the privileges: exit status 3.
     #[error("the kernel part cannot be loaded")]
     Kernel(#[source] LoadError),
-    /// Exit status 4.
+    /// The rules file: exit status 4.
     #[error("no rules at start")]
     Rules(#[source] RulesFileError),
 }
@@ -151,6 +151,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
 /// Accepts steered connections for ever; each is a task in `connections`, ended early by `cut`.
 async fn accept(listener: TcpListener, shared: Arc<Shared>, connections: TaskTracker, cut: CancellationToken) {
+    let port = listener.local_addr().map_or(0, |address| address.port());
     loop {
         let (caller, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -162,7 +163,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, connections: TaskTra
                 continue;
             }
         };
-        if let Some(steered) = take(&shared, caller, peer) {
+        if let Some(steered) = take(&shared, caller, peer, port) {
             let open = shared.metrics.open();
             let cut = cut.clone();
             connections.spawn(async move {
@@ -175,7 +176,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, connections: TaskTra
     }
 }
 
-fn take(shared: &Arc<Shared>, caller: TcpStream, peer: SocketAddr) -> Option<Steered> {
+fn take(shared: &Arc<Shared>, caller: TcpStream, peer: SocketAddr, listener_port: u16) -> Option<Steered> {
     use sluice_protocol::duplex::Duplex as _;
     let mut caller = caller;
     if is_own_source(peer.ip()) {
@@ -187,6 +188,11 @@ fn take(shared: &Arc<Shared>, caller: TcpStream, peer: SocketAddr) -> Option<Ste
     }
     // Gone already, where it fails.
     let destination = canonical(caller.local_addr().ok()?);
+    if destination.port() == listener_port {
+        // Not steered: somebody in the pod has found the port of the listener itself.
+        caller.abort();
+        return None;
+    }
     caller.set_nodelay(true).ok()?;
     let peer = canonical(peer);
     Some(Steered { shared: shared.clone(), caller, peer, destination, port: destination.port() })

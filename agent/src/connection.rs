@@ -85,16 +85,16 @@ impl Steered {
         match all_tcp {
             Some(Some(rule)) => {
                 metrics.connection(ConnectionMode::Tcp);
-                self.divert_all(&rule).await
+                Box::pin(self.divert_all(&rule)).await
             }
             Some(None) => {
                 metrics.connection(ConnectionMode::Http);
-                http1::serve(self).await
+                Box::pin(http1::serve(self)).await
             }
             // The rules have gone while the connection was on its way.
             None => {
                 metrics.connection(ConnectionMode::Passed);
-                self.pass_all().await
+                Box::pin(self.pass_all()).await
             }
         }
     }

@@ -107,7 +107,7 @@ pub(crate) async fn serve(steered: Steered, app: TcpStream, greeting: Bytes, pre
     let app = Prefixed { prefix: greeting, inner: app };
     let (app, connection) = client().handshake(app).await.map_err(into_app)?;
     let upstreams = Upstreams { steered: by, app, laptops: Laptops::default() };
-    run(Prefixed { prefix, inner: caller }, upstreams, connection, None).await
+    Box::pin(run(Prefixed { prefix, inner: caller }, upstreams, connection, None)).await
 }
 
 /// Serves a connection that has been switched to HTTP/2 by the answer to its last HTTP/1 request, of which the caller
@@ -128,13 +128,13 @@ pub(crate) async fn serve_switched(
         Switched::App(app) => {
             let (app, connection, answer) = upgrade::resume(app, first).await.map_err(into_app)?;
             let upstreams = Upstreams { steered: by, app, laptops: Laptops::default() };
-            run(caller, upstreams, connection, Some(answer)).await
+            Box::pin(run(caller, upstreams, connection, Some(answer))).await
         }
         Switched::Laptop { rule, stream, app } => {
             let (requests, connection, answer) = upgrade::resume(stream, first).await.map_err(into_laptop)?;
             let laptops = Laptops::with(&rule, requests, connection);
             let (app, connection) = client().handshake(app).await.map_err(into_app)?;
-            run(caller, Upstreams { steered: by, app, laptops }, connection, Some(answer)).await
+            Box::pin(run(caller, Upstreams { steered: by, app, laptops }, connection, Some(answer))).await
         }
     }
 }

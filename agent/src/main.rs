@@ -6,6 +6,7 @@ use clap::Parser as _;
 use sluice_agent::{
     app::{self, StartError},
     config::{Config, LogFormat},
+    kernel::LoadError,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -27,9 +28,9 @@ fn main() -> ExitCode {
         Err(error) => {
             eprintln!("sluice-agent: {error:#}");
             match error.downcast_ref() {
+                Some(StartError::Kernel(LoadError::Listen { .. } | LoadError::Log(_))) | None => ExitCode::FAILURE,
                 Some(StartError::Kernel(_)) => ExitCode::from(3),
                 Some(StartError::Rules(_)) => ExitCode::from(4),
-                None => ExitCode::FAILURE,
             }
         }
     }

@@ -442,7 +442,7 @@ async fn until_end(relay: &mut Relay, mut stream: QuicDuplex, out: BytesMut) -> 
 async fn linger(caller: &mut TcpStream) {
     let drained = async {
         caller.shutdown().await?;
-        let mut rest = [0; 4096];
+        let mut rest = vec![0; 4096];
         while caller.read(&mut rest).await? > 0 {}
         io::Result::Ok(())
     };

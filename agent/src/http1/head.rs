@@ -117,7 +117,7 @@ pub fn parse_request<R>(bytes: &[u8], decide: impl FnOnce(&RequestView<'_>) -> R
         Ok(Status::Complete(len)) if len > MAX_HEAD => return Parsed::Doubt(Doubt::TooLarge),
         Ok(Status::Complete(len)) => len,
         Err(httparse::Error::TooManyHeaders) => return Parsed::Doubt(Doubt::TooLarge),
-        Err(_) if bytes.iter().any(|&b| b == b'\n') && request.version.is_some() => {
+        Err(_) if bytes.contains(&b'\n') && request.version.is_some() => {
             return Parsed::Doubt(Doubt::Grammar);
         }
         Err(_) => return Parsed::Doubt(Doubt::NotHttp),

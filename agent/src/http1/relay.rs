@@ -130,26 +130,28 @@ enum Event {
 /// # Errors
 /// [`End`] says which side broke off; the other one has been told in the same way.
 pub(crate) async fn serve(mut steered: Steered) -> Result<(), End> {
-    let app = steered.connect_app().await?;
+    // In boxes: what happens once or seldom. An idle connection shall be small.
+    let app = Box::pin(steered.connect_app()).await?;
     let mut relay = Relay { steered, app: Some(app), up: Up::default(), down: Down::default(), app_leads: true };
     let mut laptops = Laptops::default();
     loop {
         let event = std::future::poll_fn(|cx| relay.poll_pass(cx)).await;
         match event.map_err(|end| relay.broken(end))? {
             Event::Done => return Ok(()),
-            Event::NeedApp => relay.app = Some(relay.steered.connect_app().await?),
-            Event::Raw(doubt) => return relay.wire(doubt).await,
+            Event::NeedApp => relay.app = Some(Box::pin(relay.steered.connect_app()).await?),
+            Event::Raw(doubt) => return Box::pin(relay.wire(doubt)).await,
             Event::Http2 => {
                 let Relay { mut steered, app, up, down, .. } = relay;
                 let app = match app {
                     Some(app) => app,
-                    None => steered.connect_app().await?,
+                    None => Box::pin(steered.connect_app()).await?,
                 };
-                return http2::serve(steered, app, down.early.freeze(), up.buf.freeze()).await;
+                return Box::pin(http2::serve(steered, app, down.early.freeze(), up.buf.freeze())).await;
             }
             Event::Switched(first) => {
                 let Relay { steered, app: Some(app), up, .. } = relay else { return Ok(()) };
-                return http2::serve_switched(steered, Switched::App(app), first, up.buf.freeze()).await;
+                let by = Switched::App(app);
+                return Box::pin(http2::serve_switched(steered, by, first, up.buf.freeze())).await;
             }
             Event::Match(rule, head) => {
                 match Box::pin(divert::divert(&mut relay, &mut laptops, rule, head)).await? {
@@ -160,10 +162,10 @@ pub(crate) async fn serve(mut steered: Steered) -> Result<(), End> {
                         let Relay { mut steered, app, up, .. } = relay;
                         let app = match app {
                             Some(app) => app,
-                            None => steered.connect_app().await?,
+                            None => Box::pin(steered.connect_app()).await?,
                         };
                         let by = Switched::Laptop { rule, stream, app };
-                        return http2::serve_switched(steered, by, first, up.buf.freeze()).await;
+                        return Box::pin(http2::serve_switched(steered, by, first, up.buf.freeze())).await;
                     }
                 }
                 relay.decide_buffered();
@@ -412,7 +414,7 @@ impl Relay {
         tracing::debug!(peer = %self.steered.peer, port = self.steered.port, reason = doubt.name(), "passing on as bytes");
         let mut app = match self.app.take() {
             Some(app) => app,
-            None => self.steered.connect_app().await?,
+            None => Box::pin(self.steered.connect_app()).await?,
         };
         let mut to_caller = self.down.early;
         to_caller.unsplit(self.down.out);

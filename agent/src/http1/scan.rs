@@ -31,9 +31,10 @@ pub(super) enum Scanned {
     Doubt(Doubt),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum State {
     /// Before the method: empty lines are skipped (RFC 9112 §2.2).
+    #[default]
     Start,
     StartLf,
     Method(u8),
@@ -66,14 +67,6 @@ impl HeadScan {
         }
         self.state = state;
         Scanned::Partial
-    }
-}
-
-// === impl State ===
-
-impl Default for State {
-    fn default() -> Self {
-        Self::Start
     }
 }
 

@@ -68,7 +68,7 @@ impl Exchange {
                 }
                 result => {
                     metrics.request(Decision::Diverted);
-                    return self.finish(result);
+                    return self.finish(&result);
                 }
             },
             Err(why) => {
@@ -93,7 +93,7 @@ impl Exchange {
         let app = self.upstreams.app.clone();
         match self.attempt(app, parts, body).await {
             Err(Failed::Unanswered) => self.refuse(StatusCode::SERVICE_UNAVAILABLE, "the app closed its connection\n"),
-            result => self.finish(result),
+            result => self.finish(&result),
         }
     }
 
@@ -185,7 +185,7 @@ impl Exchange {
             Ok(response) => self.answer(response).await,
             Err(failed) => Err(failed),
         };
-        self.finish(result);
+        self.finish(&result);
     }
 
     /// Answers the request ourselves.
@@ -203,10 +203,10 @@ impl Exchange {
         }
     }
 
-    fn finish(&mut self, result: Result<(), Failed>) {
+    fn finish(&mut self, result: &Result<(), Failed>) {
         match result {
             Ok(()) | Err(Failed::Cancelled(_)) => {}
-            Err(Failed::Reset(reason)) => self.respond.send_reset(reason),
+            Err(Failed::Reset(reason)) => self.respond.send_reset(*reason),
             // Whoever sees this may try again elsewhere (RFC 9113 §8.7).
             Err(Failed::NotSent) => self.respond.send_reset(Reason::REFUSED_STREAM),
             Err(Failed::Unanswered | Failed::Broken) => self.respond.send_reset(Reason::INTERNAL_ERROR),
