@@ -204,3 +204,36 @@ impl Drop for OpenConnection {
         self.0.0.open.dec();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// Names in `text` that stand between `before` and one of `after`.
+    fn names<'a>(text: &'a str, before: &str, after: &[char]) -> BTreeSet<&'a str> {
+        text.split(before).skip(1).filter_map(|rest| rest.split(after).next()).collect()
+    }
+
+    #[test]
+    fn the_readme_lists_every_metric_and_label_and_no_other() {
+        let mut text = String::new();
+        Metrics::new().encode(&mut text).unwrap();
+        let readme = include_str!("../../README.md");
+        let table = readme.split("| Metric | Counts |").nth(1).unwrap().split("\n\n").next().unwrap();
+        let listed = names(table, "\n| `", &['`', '{']);
+        let encoded: BTreeSet<_> =
+            text.lines().filter(|l| !l.starts_with('#')).filter_map(|l| l.split(['{', ' ']).next()).collect();
+        for name in &encoded {
+            let name = name.strip_prefix("sluice_agent_").unwrap();
+            assert!(listed.contains(name), "{name} is missing in the README");
+        }
+        for name in listed.iter().filter(|n| !n.starts_with("kernel_") && **n != "clients") {
+            assert!(encoded.contains(format!("sluice_agent_{name}").as_str()), "{name} is in the README only");
+        }
+        for value in names(&text, "=\"", &['"']) {
+            assert!(table.contains(&format!("`{value}`")), "the value {value} is missing in the README");
+        }
+    }
+}
