@@ -8,3 +8,4 @@ mod harness;
 mod links;
 mod peers;
 mod services;
+mod taking;

@@ -26,6 +26,7 @@ mod run_id;
 pub mod binaries;
 pub mod demo;
 pub mod peers;
+pub mod stage;
 
 pub use agent::{Agent, AgentBuilder, Status};
 pub use client::{Client, ClientKey};

@@ -26,5 +26,6 @@ struct Arguments {
 async fn main() -> Result<()> {
     let Arguments { http, grpc, signed } = Arguments::parse();
     let stop = demo::stop_on_signal()?;
-    demo::add::run(&demo::add::Options { http, grpc, signed }, stop).await
+    let options = demo::add::Options { http, grpc, signed };
+    Box::pin(demo::add::run(&options, stop)).await
 }

@@ -54,7 +54,7 @@ pub async fn run(options: &Options, stop: CancellationToken) -> Result<()> {
 impl Service {
     async fn answer(&self, request: HttpRequest<Incoming>) -> web::Answer {
         match (request.method(), request.uri().path()) {
-            (&Method::POST, "/tic") => match self.tic(request.headers()).await {
+            (&Method::POST, "/tic") => match Box::pin(self.tic(request.headers())).await {
                 Ok((count, signature)) => web::json(&count, signature),
                 Err(error) => web::text(StatusCode::BAD_GATEWAY, &format!("{error:#}")),
             },

@@ -51,6 +51,9 @@ pub struct Words {
     pub by: String,
 }
 
+/// What an app never answers to when it is said: somebody sits at a breakpoint.
+pub const BREAKPOINT: &str = "breakpoint";
+
 /// A gRPC app. Each answer, each response's metadata and each trailer says its name. It ends when this is dropped.
 #[derive(Debug)]
 pub struct GrpcApp {
@@ -140,6 +143,9 @@ impl Talk for App {
     async fn say(&self, request: Request<Words>) -> Result<Response<Words>, Status> {
         self.note("Say", &request);
         let said = request.into_inner();
+        if said.text == BREAKPOINT {
+            std::future::pending::<()>().await;
+        }
         self.answer(self.words(said.text, said.number))
     }
 
@@ -180,7 +186,8 @@ impl GrpcCaller {
                 Ok::<_, std::io::Error>(TokioIo::new(stream))
             }
         });
-        let channel = Endpoint::from_static("http://app.test").connect_with_connector(connector).await?;
+        let connecting = Endpoint::from_static("http://app.test").connect_with_connector(connector);
+        let channel = Box::pin(connecting).await?;
         Ok(Self { client: TalkClient::new(channel) })
     }
 

@@ -1,4 +1,6 @@
-//! An app that speaks no protocol: it follows a script and records every byte that it gets.
+//! An app that speaks no protocol, and a caller: they follow a script and record every byte that they get.
+
+mod connection;
 
 use std::{
     net::SocketAddr,
@@ -6,16 +8,13 @@ use std::{
 };
 
 use anyhow::Result;
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
-    sync::watch,
-};
+use tokio::{net::TcpListener, sync::watch};
 use tokio_util::task::AbortOnDropHandle;
 
+use self::connection::Connection;
 use crate::Host;
 
-/// What an app does with each connection, step by step. After the last step it reads to the end and closes.
+/// What an end does with a connection, step by step. After the last step it reads to the end and closes.
 #[derive(Clone, Default, Debug)]
 pub struct Script {
     steps: Vec<Step>,
@@ -29,6 +28,7 @@ enum Step {
     Send(Vec<u8>),
     Echo,
     HalfClose,
+    Close,
     Reset,
     Hold,
     Again,
@@ -43,13 +43,23 @@ pub struct RawApp {
     _task: AbortOnDropHandle<()>,
 }
 
-/// A connection as the app saw it.
+/// A caller with one connection that follows a script. The connection ends when this is dropped.
+#[derive(Debug)]
+pub struct RawCaller {
+    seen: Arc<Mutex<Vec<Seen>>>,
+    released_tx: watch::Sender<bool>,
+    _task: AbortOnDropHandle<()>,
+}
+
+/// A connection as one of its ends saw it.
 #[derive(Clone, Debug)]
 pub struct Seen {
     /// Address of the other side.
     pub peer: SocketAddr,
     /// Every byte that was read, in order.
     pub bytes: Vec<u8>,
+    /// How many bytes were written: taken by the kernel, wherever they are now.
+    pub sent: usize,
     /// How the other side's stream ended; `None` as long as it has not.
     pub end: Option<End>,
 }
@@ -63,7 +73,7 @@ pub enum End {
     Reset,
     /// Any other error.
     Broken(std::io::ErrorKind),
-    /// The script reset the connection itself.
+    /// The script closed or reset the connection itself.
     ByScript,
 }
 
@@ -110,13 +120,19 @@ impl Script {
         self.step(Step::HalfClose)
     }
 
+    /// Closes without reading any further. Bytes that have come and were not read make the kernel send RST.
+    #[must_use]
+    pub fn close(self) -> Self {
+        self.step(Step::Close)
+    }
+
     /// Sends RST.
     #[must_use]
     pub fn reset(self) -> Self {
         self.step(Step::Reset)
     }
 
-    /// Does nothing, reading included, until [`RawApp::release`].
+    /// Does nothing, reading included, until [`RawApp::release`] or [`RawCaller::release`].
     #[must_use]
     pub fn hold(self) -> Self {
         self.step(Step::Hold)
@@ -163,6 +179,38 @@ impl RawApp {
     }
 }
 
+// === impl RawCaller ===
+
+impl RawCaller {
+    /// Connects from inside a host.
+    pub async fn connect(host: &Host, to: SocketAddr, script: Script) -> Result<Self> {
+        let stream = host.connect(to).await?;
+        let seen = Arc::new(Mutex::new(vec![Seen::new(to)]));
+        let (released_tx, released_rx) = watch::channel(false);
+        let connection = Connection { stream, seen: Arc::clone(&seen), number: 0, released_rx };
+        let task = tokio::spawn(connection.follow(Arc::from(script.steps)));
+        Ok(Self { seen, released_tx, _task: AbortOnDropHandle::new(task) })
+    }
+
+    /// The connection so far.
+    pub fn seen(&self) -> Seen {
+        lock(&self.seen)[0].clone()
+    }
+
+    /// Ends every [`Script::hold`].
+    pub fn release(&self) {
+        self.released_tx.send_replace(true);
+    }
+}
+
+// === impl Seen ===
+
+impl Seen {
+    fn new(peer: SocketAddr) -> Self {
+        Self { peer, bytes: Vec::new(), sent: 0, end: None }
+    }
+}
+
 async fn accept(
     listener: TcpListener,
     steps: Arc<[Step]>,
@@ -173,99 +221,11 @@ async fn accept(
     while let Ok((stream, peer)) = listener.accept().await {
         let number = {
             let mut seen = lock(&seen);
-            seen.push(Seen { peer, bytes: Vec::new(), end: None });
+            seen.push(Seen::new(peer));
             seen.len() - 1
         };
         let connection = Connection { stream, seen: Arc::clone(&seen), number, released_rx: released_rx.clone() };
         tasks.push(AbortOnDropHandle::new(tokio::spawn(connection.follow(Arc::clone(&steps)))));
-    }
-}
-
-struct Connection {
-    stream: TcpStream,
-    seen: Arc<Mutex<Vec<Seen>>>,
-    number: usize,
-    released_rx: watch::Receiver<bool>,
-}
-
-// === impl Connection ===
-
-impl Connection {
-    async fn follow(mut self, steps: Arc<[Step]>) {
-        let end = match self.steps(&steps).await {
-            Ok(end) => end,
-            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => End::Reset,
-            Err(error) => End::Broken(error.kind()),
-        };
-        lock(&self.seen)[self.number].end = Some(end);
-    }
-
-    async fn steps(&mut self, steps: &[Step]) -> std::io::Result<End> {
-        let mut next = 0;
-        // Where in the recorded bytes the present step begins.
-        let mut begin = 0;
-        while let Some(step) = steps.get(next) {
-            next += 1;
-            match step {
-                Step::Send(bytes) => self.stream.write_all(bytes).await?,
-                Step::HalfClose => self.stream.shutdown().await?,
-                Step::Hold => drop(self.released_rx.wait_for(|&released| released).await),
-                Step::Again => next = 0,
-                Step::Reset => {
-                    self.stream.set_zero_linger()?;
-                    return Ok(End::ByScript);
-                }
-                Step::Read(count) => {
-                    begin += count;
-                    while self.have() < begin {
-                        if !self.read(false, begin - self.have()).await? {
-                            return Ok(End::Closed);
-                        }
-                    }
-                }
-                Step::ReadUntil(marker) => loop {
-                    if let Some(found) = self.find(begin, marker) {
-                        begin = found;
-                        break;
-                    }
-                    // A byte at a time: what comes after the marker is the next step's.
-                    if !self.read(false, 1).await? {
-                        return Ok(End::Closed);
-                    }
-                },
-                Step::ReadToEnd => while self.read(false, usize::MAX).await? {},
-                Step::Echo => {
-                    while self.read(true, usize::MAX).await? {}
-                    self.stream.shutdown().await?;
-                }
-            }
-        }
-        while self.read(false, usize::MAX).await? {}
-        Ok(End::Closed)
-    }
-
-    /// Reads and records at most `most` bytes; false at the end.
-    async fn read(&mut self, echo: bool, most: usize) -> std::io::Result<bool> {
-        let mut buffer = vec![0; 16 * 1024];
-        let room = buffer.len().min(most);
-        let count = self.stream.read(&mut buffer[..room]).await?;
-        lock(&self.seen)[self.number].bytes.extend_from_slice(&buffer[..count]);
-        if echo {
-            self.stream.write_all(&buffer[..count]).await?;
-        }
-        Ok(count > 0)
-    }
-
-    fn have(&self) -> usize {
-        lock(&self.seen)[self.number].bytes.len()
-    }
-
-    /// Position behind the first `marker` from `begin` on.
-    fn find(&self, begin: usize, marker: &[u8]) -> Option<usize> {
-        let seen = lock(&self.seen);
-        let bytes = seen[self.number].bytes.get(begin..)?;
-        let at = bytes.windows(marker.len()).position(|window| window == marker)?;
-        Some(begin + at + marker.len())
     }
 }
 

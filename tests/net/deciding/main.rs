@@ -1,0 +1,6 @@
+//! Requests decided one by one: who answers which, and that nobody can tell the agent is there.
+//!
+//! The tests carry the names of their cases (b01 and so on). Each sends what must be taken and what must not.
+
+mod rules;
+mod stage;
