@@ -8,4 +8,3 @@ mod harness;
 mod links;
 mod peers;
 mod services;
-mod taking;
