@@ -186,8 +186,8 @@ impl GrpcCaller {
                 Ok::<_, std::io::Error>(TokioIo::new(stream))
             }
         });
-        let connecting = Endpoint::from_static("http://app.test").connect_with_connector(connector);
-        let channel = Box::pin(connecting).await?;
+        let endpoint = Endpoint::from_static("http://app.test");
+        let channel = Box::pin(endpoint.connect_with_connector(connector)).await?;
         Ok(Self { client: TalkClient::new(channel) })
     }
 
