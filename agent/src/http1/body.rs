@@ -67,6 +67,12 @@ impl Body {
     }
 }
 
+impl Default for Body {
+    fn default() -> Self {
+        Self::EMPTY
+    }
+}
+
 // === impl Chunked ===
 
 impl Chunked {
