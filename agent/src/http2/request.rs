@@ -18,10 +18,18 @@ use super::{
 };
 use crate::metrics::Decision;
 
+/// What the content type of each gRPC call begins with.
+const GRPC: &str = "application/grpc";
+
+/// The status `UNAVAILABLE`: what gRPC makes of 502 and 503.
+const GRPC_UNAVAILABLE: &str = "14";
+
 /// A request of a caller that has not been answered.
 pub(super) struct Exchange {
     upstreams: Arc<Upstreams>,
     respond: SendResponse<Bytes>,
+    /// It is a gRPC call: its caller takes every byte of an answer for one of gRPC.
+    grpc: bool,
 }
 
 /// What rules look at.
@@ -45,12 +53,14 @@ enum Failed {
 
 impl Exchange {
     pub(super) fn new(upstreams: Arc<Upstreams>, respond: SendResponse<Bytes>) -> Self {
-        Self { upstreams, respond }
+        Self { upstreams, respond, grpc: false }
     }
 
     /// Sees the request through.
     pub(super) async fn serve(mut self, request: Request<RecvStream>) {
         let (parts, recv) = request.into_parts();
+        let kind = parts.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+        self.grpc = kind.is_some_and(|kind| kind.starts_with(GRPC.as_bytes()));
         let upstreams = self.upstreams.clone();
         let metrics = &upstreams.steered.shared.metrics;
         let Some(rule) = upstreams.steered.decide(&parts) else {
@@ -188,17 +198,24 @@ impl Exchange {
         self.finish(&result);
     }
 
-    /// Answers the request ourselves.
+    /// Answers the request ourselves. A gRPC call gets the same status and no body: some libraries read it as messages.
     fn refuse(&mut self, status: StatusCode, text: &'static str) {
         let mut response = Response::new(());
         *response.status_mut() = status;
         let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+        let kind = if self.grpc { GRPC } else { "text/plain" };
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
         if status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
+        if self.grpc {
+            headers.insert("grpc-status", HeaderValue::from_static(GRPC_UNAVAILABLE));
+            headers.insert("grpc-message", HeaderValue::from_static(text.trim_ascii_end()));
+        }
         // Fails only if the caller has given it up.
-        if let Ok(mut to) = self.respond.send_response(response, false) {
+        if let Ok(mut to) = self.respond.send_response(response, self.grpc)
+            && !self.grpc
+        {
             let _ = to.send_data(Bytes::from_static(text.as_bytes()), true);
         }
     }
