@@ -3,12 +3,12 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Result, ensure};
-use nix::sys::socket::{setsockopt, sockopt};
 use sluice_tests::{
     Agent, Client, Host,
-    peers::http1::{Http1App, Http1Caller},
+    peers::http1::{Answer, Http1App, Http1Caller, Request},
     stage::{MATCHING, OTHER, Rule, Stage},
 };
+use socket2::SockRef;
 
 use crate::{SOON, any, asked};
 
@@ -60,14 +60,15 @@ async fn a07_what_passes_on_arrives_wherever_the_app_listens() -> Result<()> {
                         error.context(format!("round {round}, the app listens on {on}, called at {to}"))
                     })?;
                 } else {
-                    let refused = stage.caller.connect(to).await.is_err() || asked(&stage.caller, to, OTHER).await.is_err();
+                    let refused =
+                        stage.caller.connect(to).await.is_err() || asked(&stage.caller, to, OTHER).await.is_err();
                     ensure!(refused, "the app on {} has answered at {to}", case.on);
                 }
             }
         }
     }
     for (app, local) in apps.iter().zip(&locals) {
-        let values = |requests: Vec<sluice_tests::peers::http1::Request>| {
+        let values = |requests: Vec<Request>| {
             requests.iter().filter_map(|request| request.header(MATCHING.0).map(str::to_owned)).collect::<Vec<_>>()
         };
         ensure!(values(app.requests()).iter().all(|value| value == OTHER.1), "the app has got matching requests");
@@ -84,9 +85,9 @@ async fn a07_what_passes_on_arrives_wherever_the_app_listens() -> Result<()> {
 async fn a07_an_app_for_ipv6_only_is_reached_over_ipv6() -> Result<()> {
     let stage = Stage::new("a07_v6only")?;
     let socket = stage.pod.tcp_socket(any(8080))?;
-    setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
+    SockRef::from(&socket).set_only_v6(true)?;
     socket.bind(any(8080))?;
-    let _app = Http1App::serve(socket.listen(64)?, "pod")?;
+    let _app = Http1App::over(socket.listen(64)?, "pod", Answer::identity)?;
     let _local = Http1App::start(&stage.laptop, any(8080), "laptop")?;
     let agent = Agent::start(&stage.pod, &Rule::file(&[stage.header("a07", &[8080])])).await?;
     let _client = Client::start(&stage.laptop, &agent, &stage.key, &["8080"]).await?;

@@ -82,11 +82,7 @@ async fn a02_ports_have_other_numbers_on_the_laptop() -> Result<()> {
         [8080, 7070, 6060].iter().map(|&port| Http1App::start(laptop, any(port), "wrong")).collect::<Result<_>>()?;
 
     // Several ports in one rule, several rules for one client, two of them on the same port.
-    let rules = [
-        stage.tcp("both", &[8080, 9090]),
-        stage.header("some", &[7070, 6060]),
-        stage.header("again", &[7070]),
-    ];
+    let rules = [stage.tcp("both", &[8080, 9090]), stage.header("some", &[7070, 6060]), stage.header("again", &[7070])];
     let agent = Agent::start(pod, &Rule::file(&rules)).await?;
     let _client = Client::start(laptop, &agent, &stage.key, &["10121:8080", "9090", "10070:7070"]).await?;
     for (port, header, by) in [

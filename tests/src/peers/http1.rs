@@ -102,7 +102,14 @@ impl Http1App {
     where
         R: Fn(&str, &Request) -> Answer + Send + Sync + 'static,
     {
-        let listener = host.listen(on)?;
+        Self::over(host.listen(on)?, name, respond)
+    }
+
+    /// The same on a listener that exists.
+    pub fn over<R>(listener: TcpListener, name: &str, respond: R) -> Result<Self>
+    where
+        R: Fn(&str, &Request) -> Answer + Send + Sync + 'static,
+    {
         let address = listener.local_addr()?;
         let app = Arc::new(App {
             name: name.to_owned(),

@@ -3,8 +3,10 @@
 mod connection;
 
 use std::{
+    fmt,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use anyhow::Result;
@@ -12,7 +14,7 @@ use tokio::{net::TcpListener, sync::watch};
 use tokio_util::task::AbortOnDropHandle;
 
 use self::connection::Connection;
-use crate::Host;
+use crate::{Host, eventually};
 
 /// What an end does with a connection, step by step. After the last step it reads to the end and closes.
 #[derive(Clone, Default, Debug)]
@@ -173,6 +175,11 @@ impl RawApp {
         lock(&self.seen).clone()
     }
 
+    /// Waits until the connection with this number, from 0, is over.
+    pub async fn ended(&self, number: usize, within: Duration) -> Result<Seen> {
+        ended(&self.seen, number, within).await
+    }
+
     /// Ends every [`Script::hold`].
     pub fn release(&self) {
         self.released_tx.send_replace(true);
@@ -197,6 +204,11 @@ impl RawCaller {
         lock(&self.seen)[0].clone()
     }
 
+    /// Waits until the connection is over.
+    pub async fn ended(&self, within: Duration) -> Result<Seen> {
+        ended(&self.seen, 0, within).await
+    }
+
     /// Ends every [`Script::hold`].
     pub fn release(&self) {
         self.released_tx.send_replace(true);
@@ -209,6 +221,23 @@ impl Seen {
     fn new(peer: SocketAddr) -> Self {
         Self { peer, bytes: Vec::new(), sent: 0, end: None }
     }
+}
+
+impl fmt::Display for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = &self.bytes[..self.bytes.len().min(200)];
+        let (count, text) = (self.bytes.len(), String::from_utf8_lossy(shown));
+        write!(f, "end {:?}, {} bytes sent, {count} received: {text:?}", self.end, self.sent)
+    }
+}
+
+async fn ended(seen: &Mutex<Vec<Seen>>, number: usize, within: Duration) -> Result<Seen> {
+    eventually(within, "the connection is over", || async {
+        let seen = lock(seen);
+        let seen = seen.get(number).ok_or("it has not come")?;
+        if seen.end.is_some() { Ok(seen.clone()) } else { Err(seen.to_string()) }
+    })
+    .await
 }
 
 async fn accept(
