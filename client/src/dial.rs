@@ -22,6 +22,10 @@ use sluice_protocol::way::WayError;
 
 use crate::target::AgentAddress;
 
+/// How long looking up the name may take. Systems try several name servers for up to half a minute, which is silence to a
+/// user; the next attempt asks again.
+const RESOLVE_LIMIT: Duration = Duration::from_secs(5);
+
 /// How long one of several addresses may take; a single one has until QUIC gives up by itself.
 const ADDRESS_LIMIT: Duration = Duration::from_secs(2);
 
@@ -125,7 +129,8 @@ impl Dialer {
     /// Looks the agent up and tries its addresses one after the other. Not at once: an agent takes the newest of
     /// several connections with one key and closes the others, so a race could be won by a connection that is gone.
     pub(crate) async fn dial(&self) -> Result<Dialled, DialError> {
-        let looked_up = self.agent.resolve().await;
+        let looked_up = tokio::time::timeout(RESOLVE_LIMIT, self.agent.resolve()).await;
+        let looked_up = looked_up.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         let mut addresses = looked_up.map_err(|source| DialError::Resolve { agent: self.agent.clone(), source })?;
         addresses.dedup();
         let limit = if addresses.len() > 1 { ADDRESS_LIMIT } else { IDLE_LIMIT * 2 };

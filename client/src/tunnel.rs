@@ -146,9 +146,12 @@ impl Tunnel {
     /// Waits until the tunnel ends by itself. Cancel safe.
     pub async fn ended(&mut self) -> TakenOver {
         let ended = self.state.wait_for(|state| matches!(state, State::TakenOver(_))).await;
-        match ended.as_deref() {
-            Ok(State::TakenOver(error)) => *error,
-            // The worker is gone without having said so, which only a panic in it does; that was printed.
+        if let Ok(State::TakenOver(error)) = ended.as_deref() {
+            return *error;
+        }
+        // The worker is gone and did not say so: it panicked, which must not look like a tunnel that works.
+        match (&mut self.task).await {
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
             _ => std::future::pending().await,
         }
     }
@@ -295,7 +298,9 @@ impl fmt::Display for Lost {
                 write!(f, "no rule of the agent names this client any more: an intercept needs keyHash \"{key}\"")
             }
             Self::Broken(ConnectionError::TimedOut) => write!(f, "nothing heard for {} s", IDLE_LIMIT.as_secs_f32()),
-            Self::Broken(ConnectionError::Reset) => f.write_str("the agent has been restarted"),
+            Self::Broken(ConnectionError::Reset) => {
+                f.write_str("the agent no longer knows this connection: it was restarted, or this machine slept")
+            }
             Self::Broken(error) => Chain(error as &dyn Error).fmt(f),
         }
     }

@@ -91,7 +91,7 @@ pub(crate) async fn attempt(
         tls::confirmed(&connection).await?;
         Ok(connection)
     };
-    soon("handshake", async { tokio::join!(accepting, dialling) }).await
+    soon("handshake", Box::pin(async { tokio::join!(accepting, dialling) })).await
 }
 
 /// A connected pair; the endpoints keep the connections alive.

@@ -60,7 +60,7 @@ impl Sluice {
 
 async fn output(arguments: &[&str]) -> std::process::Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));
-    soon("output", command.args(arguments).output()).await.unwrap()
+    soon("output", Box::pin(command.args(arguments).output())).await.unwrap()
 }
 
 #[tokio::test]

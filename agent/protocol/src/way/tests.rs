@@ -158,6 +158,29 @@ async fn c01_a_cut_cable_is_noticed_within_six_seconds() {
     assert!(took > IDLE_LIMIT - KEEP_ALIVE && took < Duration::from_secs(6), "{took:?}");
 }
 
+/// A laptop that goes from one network to another, or a NAT that forgets: same connection, same streams.
+#[tokio::test]
+async fn c03_open_streams_survive_a_new_client_address() {
+    let (agent_identity, client_identity) = (identity(), identity());
+    let agent = agent_endpoint(&agent_identity, Guests::new([client_identity.hash()]));
+    let client = client_endpoint();
+    let config = tls::client_config(&client_identity, agent_identity.hash()).unwrap();
+    let (accepted, dialled) = attempt(&agent, &client, config).await;
+    let (accepted, dialled) = (accepted.unwrap(), dialled.unwrap());
+    let (mut send, mut recv) = accepted.open_bi().await.unwrap();
+    send.write_all(b"before").await.unwrap();
+    let (mut client_send, mut client_recv) = soon("stream", dialled.accept_bi()).await.unwrap();
+    soon("data", client_recv.read_exact(&mut [0; 6])).await.unwrap();
+
+    let before = accepted.remote_address();
+    client.rebind_abstract(Direct::new(loopback()).socket().unwrap()).unwrap();
+    client_send.write_all(b"after").await.unwrap();
+    soon("data from elsewhere", recv.read_exact(&mut [0; 5])).await.unwrap();
+    assert_ne!(accepted.remote_address(), before);
+    send.write_all(b"found").await.unwrap();
+    soon("data to elsewhere", client_recv.read_exact(&mut [0; 5])).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_clean_stop_is_noticed_at_once() {
     let tunnel = Tunnel::new().await;
