@@ -90,6 +90,10 @@ impl Relay {
             if let Some(event) = ready!(self.poll_stop()) {
                 return Poll::Ready(Ok(event));
             }
+            if self.up.decided > 0 {
+                // What was held back may go: first of all, as the caller may send nothing more before its answer.
+                continue;
+            }
             if self.up.eof {
                 if !self.up.buf.is_empty() {
                     return Poll::Ready(Ok(Event::Raw(Doubt::Truncated)));
