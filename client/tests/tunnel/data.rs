@@ -19,10 +19,11 @@ fn body(seed: u64) -> Vec<u8> {
 
 #[tokio::test]
 async fn a09_large_bodies_arrive_byte_for_byte_in_both_directions() {
+    // Before there is a connection, as this keeps the thread busy for a while.
+    let (up, down) = (body(1), body(2));
     let local = Local::new().await;
     let (agent, _tunnel) = connected(&[(local.port, 8080)]).await;
     let client = agent.current();
-    let (up, down) = (body(1), body(2));
     let stream = accepted(&client, 8080).await;
     let mut server = local.accept().await;
     let (mut tunnel_read, mut tunnel_write) = tokio::io::split(stream);

@@ -62,17 +62,11 @@ fn spawn<A: Duplex + 'static, B: Duplex + 'static>(mut a: A, mut b: B) -> JoinHa
     tokio::spawn(async move { join(&mut a, &mut b).await })
 }
 
-/// Bytes that show a loss, a repetition or a swap wherever it happens.
-fn body(length: usize, seed: u32) -> Vec<u8> {
-    let mut state = seed | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 17;
-        state ^= state << 5;
-        state.to_le_bytes()
-    };
-    let mut bytes: Vec<u8> = std::iter::repeat_with(&mut next).take(length.div_ceil(4)).flatten().collect();
-    bytes.truncate(length);
+/// Bytes that show a loss, a repetition or a swap wherever it happens. To be made before there is a connection: a test is
+/// one thread, and a connection whose thread is busy for seconds counts as gone.
+fn body(length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut bytes).unwrap();
     bytes
 }
 
@@ -120,8 +114,8 @@ async fn fill<W: AsyncWrite + Unpin>(stream: &mut W, bytes: &[u8]) -> usize {
 #[tokio::test]
 async fn both_directions_carry_eight_mebibytes_at_once() {
     for between in BOTH {
+        let (up, down) = (body(8 * MIB), body(8 * MIB));
         let mut line = Line::new(between).await;
-        let (up, down) = (body(8 * MIB, 1), body(8 * MIB, 2));
         let (mut caller_read, mut caller_write) = line.caller.split();
         let (mut server_read, mut server_write) = line.server.split();
         let send_up = async {
@@ -149,7 +143,7 @@ async fn a13_half_close_leaves_the_other_direction_open() {
             first.write_all(b"question").await.unwrap();
             first.shutdown().await.unwrap();
             expect_end(second, b"question").await;
-            let answer = body(MIB, 3);
+            let answer = body(MIB);
             let (_, ()) = tokio::join!(
                 async {
                     second.write_all(&answer).await.unwrap();
@@ -197,8 +191,8 @@ async fn a13_reset_is_passed_on_in_each_direction() {
 #[tokio::test]
 async fn a13_data_before_the_end_arrives_however_late_it_is_read() {
     for between in BOTH {
+        let sent = body(16 * MIB);
         let Line { mut caller, mut server, joins, _tunnel } = Line::new(between).await;
-        let sent = body(16 * MIB, 4);
         // The receiver reads nothing until its window is shut all the way back to the sender.
         let written = fill(&mut caller, &sent).await;
         assert!(written < sent.len(), "{between:?}: the buffers between are larger than the test assumes");
@@ -219,8 +213,8 @@ async fn a13_data_before_the_end_arrives_however_late_it_is_read() {
 #[tokio::test]
 async fn a13_a_slow_reader_holds_the_sender_back_and_gets_every_byte() {
     for between in BOTH {
+        let sent = body(24 * MIB);
         let Line { mut caller, mut server, joins, _tunnel } = Line::new(between).await;
-        let sent = body(24 * MIB, 5);
         let written = fill(&mut server, &sent).await;
         // Kernel buffers (at most 4 + 6 MiB per TCP connection here), a stream's window and one scratch per join.
         assert!(written < 22 * MIB, "{between:?}: {written} bytes are held somewhere");
@@ -248,7 +242,7 @@ async fn a13_an_early_answer_is_heard_by_a_caller_that_goes_on_sending() {
     for between in BOTH {
         for _ in 0..8 {
             let Line { mut caller, mut server, joins, _tunnel } = Line::new(between).await;
-            let answer = body(48 * 1024, 6);
+            let answer = body(48 * 1024);
             let (mut caller_read, mut caller_write) = caller.split();
             let upload = async {
                 let piece = vec![b'x'; 256 * 1024];
@@ -282,7 +276,7 @@ async fn a13_an_early_answer_is_heard_by_a_caller_that_goes_on_sending() {
 async fn a_caller_that_vanishes_after_its_end_of_stream_does_not_harm_what_it_sent() {
     for between in BOTH {
         let Line { mut caller, mut server, joins, _tunnel } = Line::new(between).await;
-        let request = body(64 * 1024, 7);
+        let request = body(64 * 1024);
         caller.write_all(&request).await.unwrap();
         caller.shutdown().await.unwrap();
         let mut got = vec![0; request.len()];
@@ -314,7 +308,7 @@ async fn bytes_read_before_come_first() {
     caller.shutdown().await.unwrap();
     server.write_all(b" yourself").await.unwrap();
     server.shutdown().await.unwrap();
-    let start = JoinStart { to_a: Bytes::from_static(b"hello"), to_b: Bytes::from(body(3 * MIB, 8)) };
+    let start = JoinStart { to_a: Bytes::from_static(b"hello"), to_b: Bytes::from(body(3 * MIB)) };
     let to_b = start.to_b.clone();
     let joined = tokio::spawn(async move { join_with(&mut near, &mut far, start).await });
     expect_end(&mut server, &[&to_b, b" world".as_slice()].concat()).await;
@@ -398,14 +392,14 @@ async fn a_join_is_small_and_holds_nothing_while_idle() {
 async fn many_short_joins_run_side_by_side() {
     let tunnel = Tunnel::new().await;
     let mut tasks = tokio::task::JoinSet::new();
-    for seed in 0..64 {
+    for length in (0..64).map(|n| 1 + 1000 * n) {
         let (mut caller, near) = tcp_pair().await;
         let (far, mut server) = tcp_pair().await;
         let (agent, client) = tunnel.stream().await;
         spawn(near, agent);
         spawn(client, far);
         tasks.spawn(async move {
-            let request = body(1 + 1000 * seed as usize, seed);
+            let request = body(length);
             for _ in 0..10 {
                 caller.write_all(&request).await.unwrap();
                 let mut got = vec![0; request.len()];

@@ -55,20 +55,21 @@ async fn a_restarted_agent_resets_old_connections_at_once() {
     let (agent_identity, client_identity) = (identity(), identity());
     let server = tls::server_config(&agent_identity, Guests::new([client_identity.hash()])).unwrap();
 
-    // The first agent is a process of its own as far as the client can tell: it stops without a word when its runtime
-    // is dropped together with the socket.
+    // The first agent is a process of its own as far as the client can tell: endpoint, connection and their tasks are
+    // in a runtime that is dropped without a word, and the socket with them.
     let first = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let entered = first.enter();
-    let agent = endpoint(&Direct::new(loopback()), &agent_identity, Some(server.clone())).unwrap();
-    drop(entered);
+    let agent = {
+        let _inside = first.enter();
+        endpoint(&Direct::new(loopback()), &agent_identity, Some(server.clone())).unwrap()
+    };
     let address = agent.local_addr().unwrap();
+    first.spawn(async move { agent.accept().await.unwrap().await.unwrap().closed().await });
     let client = client_endpoint();
     let config = tls::client_config(&client_identity, agent_identity.hash()).unwrap();
-    let (accepted, dialled) = attempt(&agent, &client, config).await;
-    let (accepted, dialled) = (accepted.unwrap(), dialled.unwrap());
-    // With its tasks gone, dropped handles cannot say goodbye any more.
+    let connecting = client.connect_with(config, address, tls::SERVER_NAME).unwrap();
+    let dialled = soon("handshake", connecting).await.unwrap();
+    soon("confirmation", tls::confirmed(&dialled)).await.unwrap();
     tokio::task::spawn_blocking(move || first.shutdown_timeout(crate::testing::DEADLINE)).await.unwrap();
-    drop((accepted, agent));
 
     let second = endpoint(&Direct::new(address), &agent_identity, Some(server)).unwrap();
     let since = Instant::now();
