@@ -23,6 +23,7 @@ mod link;
 mod process;
 mod run_id;
 
+pub mod bench;
 pub mod binaries;
 pub mod demo;
 pub mod peers;

@@ -9,10 +9,13 @@ use anyhow::{Result, anyhow, ensure};
 
 use crate::{cargo, system};
 
+/// What the benchmark needs besides what every network of namespaces does.
+const TOOLS: &[(&str, &str)] = &[("strace", "strace")];
+
 /// Arguments of `cargo xtask bench`.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct BenchArgs {
-    /// Passed on to the benchmark: `--quick`, `--json`, `--help` and what else it knows.
+    /// Passed on to the benchmark: `--quick`, `--json`, `--case`, `--rounds`
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<String>,
 }
@@ -25,6 +28,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
          Run it as root: sudo env \"PATH=$PATH\" \"HOME=$HOME\" cargo xtask bench"
     );
     system::provide(system::NETWORK)?;
+    system::provide(TOOLS)?;
     cargo::build_programs(true)?;
     let program = cargo::program("sluice-bench", true)?;
     let error = Command::new(&program).args(&args.arguments).env("PATH", system::path()?).exec();
