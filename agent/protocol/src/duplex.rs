@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::task::Context;
 use std::task::Poll;
 use std::task::ready;
+use std::time::Duration;
 
 use quinn::RecvStream;
 use quinn::SendStream;
@@ -18,12 +19,22 @@ use tokio::net::TcpStream;
 
 use crate::close::STREAM_ABORTED;
 
+/// How much later than the last bytes a QUIC stream is reset. A reset overtakes what was written before it: quinn throws
+/// away what it has not sent, and the peer what it has not read. TCP does so only with what is not on its way yet.
+const SETTLE: Duration = Duration::from_millis(100);
+
 /// A byte stream in both directions.
 pub trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {
     /// Makes the end of this stream a failure in the eyes of the peer, whatever direction is still open: RST for TCP
     /// (sent when the stream is dropped), reset and stop for QUIC (at once). A direction that was finished before stays
     /// finished as far as the transport allows.
     fn abort(&mut self);
+
+    /// How long to wait after the last write before [`Duplex::abort`], for what was written to arrive at a peer that
+    /// reads.
+    fn settles_within(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 /// The two halves of a bidirectional QUIC stream as one.
@@ -47,11 +58,19 @@ impl<D: Duplex + ?Sized> Duplex for &mut D {
     fn abort(&mut self) {
         (**self).abort();
     }
+
+    fn settles_within(&self) -> Duration {
+        (**self).settles_within()
+    }
 }
 
 impl<D: Duplex + ?Sized> Duplex for Box<D> {
     fn abort(&mut self) {
         (**self).abort();
+    }
+
+    fn settles_within(&self) -> Duration {
+        (**self).settles_within()
     }
 }
 
@@ -67,6 +86,21 @@ impl QuicDuplex {
     /// The halves, for messages before and after.
     pub fn halves_mut(&mut self) -> (&mut SendStream, &mut RecvStream) {
         (&mut self.send, &mut self.recv)
+    }
+
+    /// Says that all was sent; what was written still arrives. Does nothing behind a shutdown or an abort.
+    pub fn finish(&mut self) {
+        if !self.finished {
+            self.finished = true;
+            // Fails only if the peer has stopped it: then it does not care.
+            let _ = self.send.finish();
+        }
+    }
+
+    /// Aborts it when what was written has had the time to arrive.
+    pub async fn settle_and_abort(mut self) {
+        tokio::time::sleep(SETTLE).await;
+        self.abort();
     }
 
     fn reset(&mut self) {
@@ -89,6 +123,10 @@ impl Duplex for QuicDuplex {
         self.reset();
         // Fails only if everything was read or it was stopped before.
         let _ = self.recv.stop(STREAM_ABORTED);
+    }
+
+    fn settles_within(&self) -> Duration {
+        SETTLE
     }
 }
 

@@ -7,7 +7,7 @@
 //! What each end sees is what it would see of the other over one TCP connection:
 //! * end of stream is passed on after the last byte, and the opposite direction goes on;
 //! * a reset, or a loss of the connection, aborts the other end, unless that end was already sent everything including
-//!   the end of stream: then it keeps what it was sent;
+//!   the end of stream: then it keeps what it was sent; bytes sent before a reset arrive at an end that reads;
 //! * where an end takes no more bytes, what it had sent before is still delivered: a server that answers a large
 //!   upload early and closes is heard.
 //!
@@ -21,6 +21,7 @@ use std::mem;
 use std::pin::Pin;
 use std::task::Context;
 use std::task::Poll;
+use std::task::ready;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -94,7 +95,8 @@ pub async fn join<A: Duplex, B: Duplex>(a: &mut A, b: &mut B) -> JoinOutcome {
 
 /// As [`join`], with bytes that were read before.
 pub async fn join_with<A: Duplex, B: Duplex>(a: &mut A, b: &mut B, start: JoinStart) -> JoinOutcome {
-    Join { a, b, a_to_b: Flow::new(start.to_b), b_to_a: Flow::new(start.to_a), fault: None, linger: None }.await
+    let (a_to_b, b_to_a) = (Flow::new(start.to_b), Flow::new(start.to_a));
+    Join { a, b, a_to_b, b_to_a, fault: None, linger: None, settle: None }.await
 }
 
 struct Join<'a, A: Duplex, B: Duplex> {
@@ -106,6 +108,8 @@ struct Join<'a, A: Duplex, B: Duplex> {
     fault: Option<(Side, io::Error)>,
     /// Runs once an end takes no more bytes.
     linger: Option<Linger>,
+    /// Runs when all is over but the abort of an end that was sent bytes.
+    settle: Option<Pin<Box<Sleep>>>,
 }
 
 struct Linger {
@@ -144,6 +148,16 @@ impl<A: Duplex, B: Duplex> Join<'_, A, B> {
                 return false;
             }
         }
+    }
+
+    /// How long the last bytes of an end that failed need to arrive at the other one.
+    fn settles_within(&self) -> Duration {
+        let (flow, sink) = match self.fault {
+            Some((Side::A, _)) => (&self.a_to_b, self.b.settles_within()),
+            Some((Side::B, _)) => (&self.b_to_a, self.a.settles_within()),
+            None => return Duration::ZERO,
+        };
+        if flow.bytes() > 0 && !flow.is_over() { sink } else { Duration::ZERO }
     }
 
     /// Takes in that the flow out of `source` failed; true if that ends the join.
@@ -193,8 +207,17 @@ impl<A: Duplex, B: Duplex> Future for Join<'_, A, B> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<JoinOutcome> {
         let this = self.get_mut();
-        if !this.advance(cx) && !this.linger_is_over(cx) {
-            return Poll::Pending;
+        if this.settle.is_none() {
+            if !this.advance(cx) && !this.linger_is_over(cx) {
+                return Poll::Pending;
+            }
+            let within = this.settles_within();
+            if !within.is_zero() {
+                this.settle = Some(Box::pin(tokio::time::sleep(within)));
+            }
+        }
+        if let Some(settle) = &mut this.settle {
+            ready!(settle.as_mut().poll(cx));
         }
         let ending = match this.fault.take() {
             Some((side, error)) => Ending::Broken { side, error },

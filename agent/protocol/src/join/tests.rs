@@ -188,6 +188,22 @@ async fn a13_reset_is_passed_on_in_each_direction() {
     }
 }
 
+/// A server that answers without reading everything and closes makes its kernel send a reset right behind the answer.
+#[tokio::test]
+async fn a13_bytes_right_before_a_reset_arrive() {
+    for between in BOTH {
+        for by_caller in [true, false] {
+            let line = Line::new(between).await;
+            let (mut from, mut to) = if by_caller { (line.caller, line.server) } else { (line.server, line.caller) };
+            from.write_all(b"last words").await.unwrap();
+            reset(from);
+            let (heard, end) = soon("the last words", read_all(&mut to)).await;
+            assert_eq!(heard, b"last words", "{between:?}");
+            assert_eq!(end.unwrap_err().kind(), ErrorKind::ConnectionReset, "{between:?}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a13_data_before_the_end_arrives_however_late_it_is_read() {
     for between in BOTH {
