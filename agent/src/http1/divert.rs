@@ -4,13 +4,9 @@
 //! connection keeps open for its next diverted request, and the question what becomes of a request whose client cannot
 //! take it or goes away. It sets no time limit once a client has accepted: somebody may be at a breakpoint.
 
-use std::{
-    io,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll, ready},
-    time::Duration,
-};
+mod exchange;
+
+use std::{io, pin::Pin, sync::Arc, task::Poll, time::Duration};
 
 use bytes::{Buf, Bytes, BytesMut};
 use sluice_protocol::{
@@ -21,23 +17,16 @@ use sluice_protocol::{
     stream::Kind,
 };
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, ReadBuf},
     net::TcpStream,
 };
 
+use self::exchange::{Exchange, Outcome};
 use super::{
-    body::Body,
-    head::{RequestHead, RequestKind, Upgrade},
-    relay::{READ, Relay, poll_flush},
-    track::{Answers, Followed},
+    head::{RequestHead, RequestKind},
+    relay::Relay,
 };
 use crate::{connection::End, metrics::Decision};
-
-/// Most bytes of a request that are kept until its answer begins, so that the app can answer if the client dies.
-const KEPT: usize = 64 << 10;
-
-/// Bytes read from the caller behind a request that is being answered: enough to notice that it has gone.
-const AHEAD: usize = 16 << 10;
 
 /// Streams that one connection keeps open for its next diverted request.
 const MAX_LAPTOPS: usize = 4;
@@ -74,47 +63,6 @@ struct Laptop {
     stream: QuicDuplex,
 }
 
-/// One request and its answer.
-struct Exchange<'a> {
-    relay: &'a mut Relay,
-    stream: QuicDuplex,
-    answers: Answers,
-    upgrade: Upgrade,
-    /// What is still to come of the request's body behind `ready`.
-    body: Body,
-    /// How many bytes of the buffer belong to the request.
-    ready: usize,
-    /// How many of those have been sent.
-    sent: usize,
-    /// The buffer still has the request from its first byte.
-    whole: bool,
-    /// The local process takes no more of the request: its rest is read and thrown away.
-    deaf: bool,
-    fin_sent: bool,
-    /// To the caller.
-    out: BytesMut,
-    /// The answer has ended; the value says whether the server closes after it.
-    answered: Option<bool>,
-    /// More came than the answer: the stream is of no further use.
-    spoiled: bool,
-}
-
-/// How an exchange ended.
-enum Outcome {
-    Answered {
-        /// The server closes its connection.
-        close: bool,
-    },
-    /// Both sides go on in another protocol.
-    Switched,
-    /// The same with HTTP/2, of which these bytes have come.
-    Http2(Bytes),
-    /// The answer cannot be framed: it goes on until the stream ends.
-    UntilEnd,
-    /// The client went away before anything of the answer had come.
-    Unanswered,
-}
-
 /// Takes the request at the beginning of the caller's buffer to the client of `rule`.
 pub(super) async fn divert(
     relay: &mut Relay,
@@ -135,12 +83,26 @@ pub(super) async fn divert(
         };
         let mut exchange = Exchange::new(relay, stream, head);
         let outcome = std::future::poll_fn(|cx| exchange.poll(cx)).await;
-        let Exchange { stream, whole, out, sent, spoiled, .. } = exchange;
-        match outcome.map_err(|end| relay.broken(end))? {
-            Outcome::Answered { close } => {
-                relay.steered.shared.metrics.request(Decision::Diverted);
+        let Exchange { mut stream, whole, out, sent, spoiled, .. } = exchange;
+        let outcome = match outcome {
+            Ok(outcome) => outcome,
+            Err(end) => {
+                let end = relay.broken(end);
+                if matches!(end, End::Caller(_)) {
+                    stream.settle_and_abort().await;
+                }
+                return Err(end);
+            }
+        };
+        let metrics = &relay.steered.shared.metrics;
+        match outcome {
+            Outcome::Answered { close, complete } => {
+                metrics.request(Decision::Diverted);
                 if close || head.close {
                     linger(&mut relay.steered.caller).await;
+                    if complete {
+                        stream.finish();
+                    }
                     return Ok(Diverted::Closed);
                 }
                 if !spoiled {
@@ -150,7 +112,7 @@ pub(super) async fn divert(
                 return Ok(Diverted::Answered);
             }
             Outcome::Switched => {
-                relay.steered.shared.metrics.request(Decision::Diverted);
+                metrics.request(Decision::Diverted);
                 return switched(relay, stream, out, sent).await;
             }
             Outcome::Http2(first) => {
@@ -160,13 +122,27 @@ pub(super) async fn divert(
                 return Ok(Diverted::Http2 { rule, stream, first });
             }
             Outcome::UntilEnd => {
-                relay.steered.shared.metrics.request(Decision::Diverted);
+                metrics.request(Decision::Diverted);
                 return until_end(relay, stream, out).await;
             }
             // The local server may close an idle connection just when the next request is sent to it, as any server.
-            Outcome::Unanswered if reused && whole && head.idempotent => {}
+            Outcome::Unanswered | Outcome::Silent | Outcome::Reset(_) if reused && whole => {
+                if !head.idempotent {
+                    return unavailable(relay, &rule, head).await;
+                }
+            }
             Outcome::Unanswered if whole => return unavailable(relay, &rule, head).await,
             Outcome::Unanswered => return bad_gateway(relay, head).await,
+            // The local process has had the request, so nobody else gets it; the caller sees what it would see of it.
+            Outcome::Silent | Outcome::CutShort => {
+                metrics.request(Decision::Failed);
+                linger(&mut relay.steered.caller).await;
+                return Ok(Diverted::Closed);
+            }
+            Outcome::Reset(error) => {
+                metrics.request(Decision::Failed);
+                return Err(relay.broken(End::Laptop(error)));
+            }
         }
     }
 }
@@ -190,167 +166,22 @@ impl Laptops {
 
     fn keep(&mut self, rule: &Rule, stream: QuicDuplex) {
         if self.0.len() >= MAX_LAPTOPS {
-            self.0.remove(0);
+            self.0.remove(0).stream.finish();
         }
         let intercept = rule.intercept.name.clone();
         self.0.push(Laptop { key: rule.intercept.client.key_hash, intercept, stream });
     }
+
+    /// The caller has broken off: so do the connections that were kept for it.
+    pub(super) fn abort(&mut self) {
+        self.0.iter_mut().for_each(|laptop| laptop.stream.abort());
+    }
 }
 
-// === impl Exchange ===
-
-impl<'a> Exchange<'a> {
-    fn new(relay: &'a mut Relay, stream: QuicDuplex, head: RequestHead) -> Self {
-        let mut answers = Answers::default();
-        answers.expect(head.kind, head.upgrade != Upgrade::None);
-        let mut exchange = Self {
-            relay,
-            stream,
-            answers,
-            upgrade: head.upgrade,
-            body: head.body,
-            ready: head.len,
-            sent: 0,
-            whole: true,
-            deaf: false,
-            fin_sent: false,
-            out: BytesMut::new(),
-            answered: None,
-            spoiled: false,
-        };
-        exchange.frame();
-        exchange
-    }
-
-    /// Moves `ready` over what has come of the body. A body that breaks the grammar ends here: the local server gets
-    /// what there was and then the end, and judges for itself.
-    fn frame(&mut self) {
-        let have = &self.relay.up.buf[self.ready..];
-        match self.body.take(have) {
-            Ok(taken) => self.ready += taken,
-            Err(_) => {
-                self.ready += have.len();
-                self.relay.up.eof = true;
-            }
-        }
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Outcome, End>> {
-        if let Poll::Ready(end) = self.poll_up(cx) {
-            end.map_err(End::Caller)?;
-        }
-        let outcome = ready!(self.poll_down(cx))?;
-        // An early answer: the rest of the request has to be out of the way before the next one is read.
-        let rest = !self.body.is_done() || self.sent < self.ready;
-        Poll::Ready(Ok(match outcome {
-            Outcome::Answered { close } => {
-                self.forget();
-                Outcome::Answered { close: close || rest }
-            }
-            outcome => outcome,
-        }))
-    }
-
-    /// Caller to client. Ready only when the caller breaks off.
-    fn poll_up(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        loop {
-            self.poll_send(cx);
-            let up = &mut self.relay.up;
-            let behind = up.buf.len() - self.ready;
-            let full = if self.body.is_done() { behind >= AHEAD } else { self.ready - self.sent >= READ };
-            if up.eof || full {
-                return Poll::Pending;
-            }
-            let mut space = [const { std::mem::MaybeUninit::uninit() }; READ];
-            let mut read = ReadBuf::uninit(&mut space);
-            ready!(Pin::new(&mut self.relay.steered.caller).poll_read(cx, &mut read))?;
-            if read.filled().is_empty() {
-                self.relay.up.eof = true;
-                continue;
-            }
-            self.relay.up.buf.extend_from_slice(read.filled());
-            self.frame();
-        }
-    }
-
-    fn poll_send(&mut self, cx: &mut Context<'_>) {
-        while self.sent < self.ready {
-            if self.deaf {
-                self.sent = self.ready;
-                break;
-            }
-            let unsent = &self.relay.up.buf[self.sent..self.ready];
-            match Pin::new(&mut self.stream).poll_write(cx, unsent) {
-                Poll::Ready(Ok(n)) => self.sent += n,
-                Poll::Ready(Err(_)) => self.deaf = true,
-                Poll::Pending => break,
-            }
-        }
-        if !self.answers.untouched() || self.ready > KEPT {
-            self.forget();
-        }
-        let up = &self.relay.up;
-        if up.eof && !self.fin_sent && !self.deaf && self.sent == self.ready && up.buf.len() == self.ready {
-            self.fin_sent = true;
-            let _ = Pin::new(&mut self.stream).poll_shutdown(cx);
-        }
-    }
-
-    /// Lets go of what has been sent.
-    fn forget(&mut self) {
-        self.whole &= self.sent == 0;
-        self.relay.up.buf.advance(self.sent);
-        self.ready -= self.sent;
-        self.sent = 0;
-    }
-
-    /// Client to caller.
-    fn poll_down(&mut self, cx: &mut Context<'_>) -> Poll<Result<Outcome, End>> {
-        loop {
-            ready!(poll_flush(&mut self.relay.steered.caller, &mut self.out, usize::MAX, cx)).map_err(End::Caller)?;
-            if let Some(close) = self.answered {
-                return Poll::Ready(Ok(Outcome::Answered { close }));
-            }
-            let mut space = [const { std::mem::MaybeUninit::uninit() }; READ];
-            let mut read = ReadBuf::uninit(&mut space);
-            let result = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut read));
-            let bytes = read.filled();
-            if result.is_err() || bytes.is_empty() {
-                return Poll::Ready(self.ended(result));
-            }
-            let (pass, outcome) = match self.answers.follow(bytes) {
-                Followed::All => (bytes.len(), None),
-                Followed::End { at, close } => {
-                    self.answered = Some(close);
-                    self.spoiled = at < bytes.len();
-                    (at, None)
-                }
-                Followed::Switched { at } if self.upgrade == Upgrade::H2c => {
-                    (at, Some(Outcome::Http2(Bytes::copy_from_slice(&bytes[at..]))))
-                }
-                Followed::Switched { .. } => (bytes.len(), Some(Outcome::Switched)),
-                Followed::Doubt { .. } => (bytes.len(), Some(Outcome::UntilEnd)),
-            };
-            let written = match Pin::new(&mut self.relay.steered.caller).poll_write(cx, &bytes[..pass]) {
-                Poll::Ready(written) => written.map_err(End::Caller)?,
-                Poll::Pending => 0,
-            };
-            self.out.extend_from_slice(&bytes[written..pass]);
-            if let Some(outcome) = outcome {
-                return Poll::Ready(Ok(outcome));
-            }
-        }
-    }
-
-    /// The client's stream has ended.
-    fn ended(&mut self, how: io::Result<()>) -> Result<Outcome, End> {
-        if how.is_ok() && self.answers.close() {
-            return Ok(Outcome::Answered { close: true });
-        }
-        if self.answers.untouched() {
-            return Ok(Outcome::Unanswered);
-        }
-        Err(End::Laptop(how.err().unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into())))
+/// They are idle: their servers see the caller's connection end as it did, properly.
+impl Drop for Laptops {
+    fn drop(&mut self) {
+        self.0.iter_mut().for_each(|laptop| laptop.stream.finish());
     }
 }
 

@@ -66,11 +66,19 @@ enum Event {
 ///
 /// # Errors
 /// [`End`] says which side broke off; the other one has been told in the same way.
-pub(crate) async fn serve(mut steered: Steered) -> Result<(), End> {
+pub(crate) async fn serve(steered: Steered) -> Result<(), End> {
+    let mut laptops = Laptops::default();
+    let result = requests(steered, &mut laptops).await;
+    if result.is_err() {
+        laptops.abort();
+    }
+    result
+}
+
+async fn requests(mut steered: Steered, laptops: &mut Laptops) -> Result<(), End> {
     // In boxes: what happens once or seldom. An idle connection shall be small.
     let app = Box::pin(steered.connect_app()).await?;
     let mut relay = Relay { steered, app: Some(app), up: Up::default(), down: Down::default(), app_leads: true };
-    let mut laptops = Laptops::default();
     loop {
         let event = std::future::poll_fn(|cx| relay.poll_pass(cx)).await;
         match event.map_err(|end| relay.broken(end))? {
@@ -91,7 +99,7 @@ pub(crate) async fn serve(mut steered: Steered) -> Result<(), End> {
                 return Box::pin(http2::serve_switched(steered, by, first, up.buf.freeze())).await;
             }
             Event::Match(rule, head) => {
-                match Box::pin(divert::divert(&mut relay, &mut laptops, rule, head)).await? {
+                match Box::pin(divert::divert(&mut relay, laptops, rule, head)).await? {
                     Diverted::Answered => relay.app_leads = false,
                     Diverted::PassOn => relay.up.pass_next = true,
                     Diverted::Closed => return Ok(()),
