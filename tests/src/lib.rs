@@ -25,7 +25,9 @@ mod run_id;
 
 pub mod bench;
 pub mod binaries;
+pub mod cluster;
 pub mod demo;
+pub mod image;
 pub mod peers;
 pub mod stage;
 

@@ -4,8 +4,10 @@
 
 mod bench;
 mod cargo;
+mod cluster;
 mod demo;
 mod ebpf;
+mod image;
 mod lint;
 mod system;
 mod test;
@@ -33,6 +35,10 @@ enum Task {
     Lint,
     /// Measure what Sluice costs (needs root).
     Bench(bench::BenchArgs),
+    /// Start a real Kubernetes on this machine, for tests and for trying, or take it down.
+    Cluster(cluster::ClusterArgs),
+    /// Put Sluice's programs into container images, without a container engine.
+    Image(image::ImageArgs),
     /// Compile the program that runs in the kernel, or check the committed object.
     Ebpf(ebpf::EbpfArgs),
 }
@@ -51,6 +57,8 @@ fn main() -> ExitCode {
         Task::Test(args) => test::run(&args),
         Task::Lint => lint::run(),
         Task::Bench(args) => bench::run(&args),
+        Task::Cluster(args) => cluster::run(args),
+        Task::Image(args) => image::run(&args),
         Task::Ebpf(args) => ebpf::run(args).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {

@@ -15,7 +15,7 @@ const APT: &str = "/usr/bin/apt-get";
 const MORE_FOLDERS: [&str; 2] = ["/usr/sbin", "/sbin"];
 
 /// A program, and the package that has it on Debian.
-type Tool = (&'static str, &'static str);
+pub(crate) type Tool = (&'static str, &'static str);
 
 /// What a network of namespaces needs.
 pub(crate) const NETWORK: &[Tool] =

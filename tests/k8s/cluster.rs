@@ -1,0 +1,227 @@
+//! The cluster itself: pods run, names resolve, Services are reached, and nothing is left of it.
+
+use std::{net::SocketAddr, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::{Value, json};
+use sluice_tests::{
+    binaries,
+    cluster::{self, Cluster, Folder, Namespace},
+    eventually,
+    image::{Image, Program},
+    peers::http1::Http1Caller,
+};
+
+/// How long anything may take on a busy machine.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// The demo's two services in an image of this test's own: tests run side by side.
+async fn demo_image(cluster: &Cluster, tag: &str) -> Result<String> {
+    let name = format!("sluice.dev/test-demo:{tag}");
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("image.tar");
+    let image = Image::new(&name, Program::new(binaries::find("add")?, "/add"));
+    image.with(Program::new(binaries::find("tictac")?, "/tictac")).save(&file)?;
+    cluster.import(&file).await?;
+    Ok(name)
+}
+
+/// A Deployment with a Service of the same name, on port 8080 and for gRPC on 9090.
+fn workload(name: &str, replicas: u32, image: &str, command: &[&str]) -> Value {
+    let labels = json!({ "app": name });
+    let container = json!({
+        "name": name, "image": image, "imagePullPolicy": "IfNotPresent", "command": command,
+        "ports": [{ "name": "http", "containerPort": 8080 }, { "name": "grpc", "containerPort": 9090 }],
+        "readinessProbe": { "tcpSocket": { "port": "http" }, "periodSeconds": 1 },
+        "securityContext": { "runAsNonRoot": true, "readOnlyRootFilesystem": true, "allowPrivilegeEscalation": false },
+    });
+    let pod = json!({ "containers": [container], "terminationGracePeriodSeconds": 1 });
+    let ports = json!([
+        { "name": "http", "port": 8080, "targetPort": "http" },
+        { "name": "grpc", "port": 9090, "targetPort": "grpc" },
+    ]);
+    json!({ "apiVersion": "v1", "kind": "List", "items": [
+        { "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": name }, "spec": {
+            "replicas": replicas,
+            "selector": { "matchLabels": labels },
+            "template": { "metadata": { "labels": labels }, "spec": pod },
+        }},
+        { "apiVersion": "v1", "kind": "Service", "metadata": { "name": name }, "spec": { "selector": labels, "ports": ports }},
+    ]})
+}
+
+/// `add` twice and `tictac` once, which finds `add` by its name.
+async fn demo(cluster: &Cluster, tag: &str) -> Result<Namespace> {
+    let namespace = cluster.namespace(tag).await?;
+    let image = demo_image(cluster, tag).await?;
+    let wildcard = ["--http", "0.0.0.0:8080"];
+    let add = [&["/add"][..], &wildcard, &["--grpc", "0.0.0.0:9090"]].concat();
+    namespace.apply(&workload("add", 2, &image, &add)).await?;
+    let address = format!("http://add.{}.svc.cluster.local:9090", namespace.name());
+    let tictac = [&["/tictac"][..], &wildcard, &["--add", &address]].concat();
+    namespace.apply(&workload("tictac", 1, &image, &tictac)).await?;
+    namespace.rolled_out("deployment/add", LIMIT).await?;
+    namespace.rolled_out("deployment/tictac", LIMIT).await?;
+    Ok(namespace)
+}
+
+async fn cluster_address(namespace: &Namespace, service: &str) -> Result<SocketAddr> {
+    let service = namespace.get(&format!("service/{service}")).await?;
+    let address = service["spec"]["clusterIP"].as_str().context("no cluster IP")?;
+    Ok(SocketAddr::new(address.parse()?, 8080))
+}
+
+#[tokio::test]
+#[ignore = "needs root and Go: cargo xtask test"]
+async fn two_pods_of_a_local_image_roll_out_on_the_ready_node() -> Result<()> {
+    let cluster = Cluster::get().await?;
+    cluster.kubectl(&["wait", "node", "--all", "--for=condition=Ready", "--timeout=60s"]).run().await?;
+    let namespace = demo(&cluster, "rollout").await?;
+    let pods: Value = namespace.kubectl(&["get", "pods", "--selector=app=add"]).json().await?;
+    let pods = pods["items"].as_array().context("no pods")?;
+    let addresses: Vec<_> = pods.iter().filter_map(|pod| pod["status"]["podIP"].as_str()).collect();
+    ensure!(addresses.len() == 2 && addresses[0] != addresses[1], "addresses {addresses:?}");
+    // What a person would do: the log is there, and a command runs in the container.
+    let log = namespace.kubectl(&["logs", "deployment/tictac"]).run().await?;
+    ensure!(log.contains("tictac is ready"), "{log:?}");
+    let help = namespace.exec("deployment/add", &["/add", "--help"]).await?;
+    ensure!(help.contains("--signed"), "{help:?}");
+    namespace.finish().await
+}
+
+#[tokio::test]
+#[ignore = "needs root and Go: cargo xtask test"]
+async fn a_service_is_reached_by_its_address_and_from_a_pod_by_its_name() -> Result<()> {
+    let cluster = Cluster::get().await?;
+    let namespace = demo(&cluster, "service").await?;
+    let address = cluster_address(&namespace, "tictac").await?;
+    for count in 1..=20 {
+        let mut caller = Http1Caller::over(cluster.connect(address).await?)?;
+        let response = caller.call("POST", "/tic", &[], b"").await?;
+        let body = String::from_utf8_lossy(&response.body);
+        // Only `add` signs, and `tictac` knows it by nothing but its name.
+        ensure!(response.status == 200 && response.answered_by() == Some("pod"), "{}: {body}", response.status);
+        ensure!(serde_json::from_slice::<Value>(&response.body)? == json!({ "value": count }), "{body}");
+    }
+    // A name that does not exist is an answer too, not a timeout: DNS says so.
+    let elsewhere = ["/tictac", "--http", "0.0.0.0:8080", "--add", "http://nobody.default.svc.cluster.local:9090"];
+    let image = "sluice.dev/test-demo:service";
+    namespace.apply(&workload("lonely", 1, image, &elsewhere)).await?;
+    namespace.rolled_out("deployment/lonely", LIMIT).await?;
+    let lonely = cluster_address(&namespace, "lonely").await?;
+    let mut caller = Http1Caller::over(cluster.connect(lonely).await?)?;
+    let response = caller.call("POST", "/tic", &[], b"").await?;
+    ensure!(response.status == 502, "status {}", response.status);
+    namespace.finish().await
+}
+
+#[tokio::test]
+#[ignore = "needs root and Go: cargo xtask test"]
+async fn a_namespace_is_gone_with_all_that_was_in_it() -> Result<()> {
+    let cluster = Cluster::get().await?;
+    let namespace = demo(&cluster, "gone").await?;
+    let (name, pods) = (namespace.name().to_owned(), ["get", "pods", "--all-namespaces", "--no-headers"]);
+    namespace.finish().await?;
+    let left = cluster.kubectl(&["get", "namespace", &name, "--ignore-not-found"]).run().await?;
+    ensure!(left.trim().is_empty(), "{left}");
+    let left = cluster.kubectl(&pods).run().await?;
+    ensure!(!left.contains(&name), "{left}");
+    Ok(())
+}
+
+/// A cluster beside the others, on the same machine.
+async fn own_cluster(name: &str) -> Result<(Folder, Cluster)> {
+    let folder = Folder::named(name)?;
+    // Of a run that was killed.
+    cluster::down(&folder)?;
+    ensure!(cluster::up(&folder).await?, "it was up");
+    let cluster = Cluster::at(&folder)?;
+    Ok((folder, cluster))
+}
+
+#[tokio::test]
+#[ignore = "needs root and Go: cargo xtask test"]
+async fn down_leaves_nothing_even_after_everything_was_killed() -> Result<()> {
+    if cluster::given().is_some() {
+        // Nobody else's cluster is taken down.
+        return Ok(());
+    }
+    let (folder, cluster) = own_cluster("run-down").await?;
+    let devices = || Ok::<_, std::io::Error>(std::fs::read_dir("/sys/class/net")?.count());
+    let before = devices()?;
+    ensure!(!cluster::up(&folder).await?, "a second one was started");
+    // With containers, their mounts and their cgroups.
+    let namespace = demo(&cluster, "down").await?;
+    let containers = container_processes(&folder)?;
+    ensure!(containers.len() >= 3, "processes in containers: {containers:?}");
+    drop(namespace);
+
+    let components = cluster.components();
+    for component in &components {
+        let pid = component.pid.with_context(|| format!("{} does not run", component.name))?;
+        // One of them may take others with it.
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+    for line in cluster::traces(&folder)?.iter().filter(|trace| trace.starts_with("process ")) {
+        let pid = line.split(' ').nth(1).context("no process id")?.parse()?;
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+    eventually(LIMIT, "no process in a container is left, with nobody taking it down", || async {
+        let alive = container_processes(&folder).map_err(|error| format!("{error:#}"))?;
+        if alive.is_empty() { Ok(()) } else { Err(format!("{alive:?}")) }
+    })
+    .await?;
+
+    let found = cluster::down(&folder)?;
+    ensure!(found.iter().any(|trace| trace.starts_with("cgroup ")), "{found:?}");
+    ensure!(cluster::traces(&folder)?.is_empty());
+    ensure!(devices()? == before, "network devices");
+    ensure!(cluster::down(&folder)?.is_empty(), "down of nothing finds something");
+    Ok(())
+}
+
+/// Everything that runs in the cluster's cgroups.
+fn container_processes(folder: &Folder) -> Result<Vec<String>> {
+    fn collect(folder: &std::path::Path, found: &mut Vec<String>) -> std::io::Result<()> {
+        let text = std::fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+        found.extend(text.lines().map(str::to_owned));
+        for entry in std::fs::read_dir(folder)?.flatten().filter(|entry| entry.path().is_dir()) {
+            collect(&entry.path(), found)?;
+        }
+        Ok(())
+    }
+    let mut found = Vec::new();
+    for trace in cluster::traces(folder)? {
+        if let Some(path) = trace.strip_prefix("cgroup ") {
+            // One of several hierarchies may be gone between the two looks.
+            let _ = collect(path.as_ref(), &mut found);
+        }
+    }
+    found.sort();
+    found.dedup();
+    Ok(found)
+}
+
+#[tokio::test]
+#[ignore = "needs root and Go: cargo xtask test"]
+async fn an_api_server_that_was_killed_comes_back_with_all_it_knew() -> Result<()> {
+    if cluster::given().is_some() {
+        // Nobody else's API server is killed.
+        return Ok(());
+    }
+    let (folder, cluster) = own_cluster("run-again").await?;
+    cluster.kubectl(&["create", "configmap", "kept", "--from-literal=answer=42"]).run().await?;
+    cluster.signal("kube-apiserver", Signal::SIGKILL)?;
+    eventually(LIMIT, "what was stored is there", || async {
+        let kept: Value = cluster.kubectl(&["get", "configmap", "kept"]).json().await?;
+        ensure!(kept["data"]["answer"] == "42", "{kept}");
+        Ok(())
+    })
+    .await?;
+    cluster::down(&folder)?;
+    Ok(())
+}

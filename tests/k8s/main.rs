@@ -1,0 +1,7 @@
+//! The ring of the real cluster: Kubernetes on this machine, or the one that `KUBECONFIG` names.
+//!
+//! Every test here needs root, and Go to build Kubernetes with, and is ignored without; `cargo xtask test` runs them. A file
+//! for each theme.
+
+mod cluster;
+mod image;

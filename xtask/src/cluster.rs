@@ -1,0 +1,83 @@
+//! `cargo xtask cluster`: installs what a real Kubernetes on this machine takes, and becomes `sluice-cluster`.
+
+use std::{
+    env,
+    os::unix::process::CommandExt as _,
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+
+use crate::{cargo, system};
+
+/// What `up` needs besides Go; the CNI plugins are no programs on PATH, one of them stands for all.
+const TOOLS: &[system::Tool] = &[
+    ("containerd", "containerd"),
+    ("runc", "runc"),
+    ("../lib/cni/ptp", "containernetworking-plugins"),
+    ("ip", "iproute2"),
+    ("nsenter", "util-linux"),
+    ("unshare", "util-linux"),
+];
+
+/// Arguments of `cargo xtask cluster`.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct ClusterArgs {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Clone, Debug, clap::Subcommand)]
+enum Action {
+    /// Start it and wait until it is ready; builds Kubernetes first, once.
+    Up,
+    /// Take it down; nothing is left, also of one that was killed.
+    Down,
+    /// Say what runs.
+    Status,
+    /// Print the path of the administrator's kubeconfig.
+    Kubeconfig {
+        /// Print its content instead.
+        #[arg(long)]
+        content: bool,
+    },
+    /// Run a shell, or a command, in the cluster's network, with KUBECONFIG set and kubectl on PATH.
+    Shell {
+        /// The command.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
+}
+
+/// Runs the command.
+pub(crate) fn run(args: ClusterArgs) -> Result<ExitCode> {
+    let given = env::var_os("KUBECONFIG").is_some_and(|path| !path.is_empty());
+    if !given && matches!(args.action, Action::Up) {
+        ensure!(cfg!(target_os = "linux"), "a cluster of one's own runs on Linux; elsewhere, set KUBECONFIG");
+        provide()?;
+    }
+    let status = cargo::command(&["build", "--quiet", "-p", "sluice-tests", "--bins"])?.status();
+    ensure!(status.context("cannot run cargo")?.success(), "the build failed");
+    let words = match args.action {
+        Action::Up => vec!["up".to_owned()],
+        Action::Down => vec!["down".to_owned()],
+        Action::Status => vec!["status".to_owned()],
+        Action::Kubeconfig { content: false } => vec!["kubeconfig".to_owned()],
+        Action::Kubeconfig { content: true } => vec!["kubeconfig".to_owned(), "--content".to_owned()],
+        Action::Shell { command } => ["shell", "--"].map(str::to_owned).into_iter().chain(command).collect(),
+    };
+    let program = cargo::program("sluice-cluster", false)?;
+    let error = Command::new(&program).args(words).env("PATH", system::path()?).exec();
+    Err(anyhow!("cannot run {}: {error}", program.display()))
+}
+
+/// Installs what is missing of what a cluster takes.
+pub(crate) fn provide() -> Result<()> {
+    ensure!(
+        system::is_root(),
+        "a cluster of one's own needs root (containers, network namespaces).\n\
+         Run it as root: sudo env \"PATH=$PATH\" \"HOME=$HOME\" cargo xtask cluster up\n\
+         or set KUBECONFIG to use another one"
+    );
+    system::provide(TOOLS)
+}
