@@ -65,6 +65,8 @@ impl Relay {
             if !self.app_leads && (result.is_err() || bytes.is_empty() || down.answers.owed() == 0) {
                 // It gave up waiting (and may say so, with a 408) while the caller's requests went elsewhere.
                 self.app = None;
+                // Behind the caller's last word nobody is left to say anything.
+                down.fin_sent |= self.up.fin_sent;
                 return Poll::Pending;
             }
             result.map_err(End::App)?;
