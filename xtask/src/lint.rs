@@ -9,12 +9,13 @@ use crate::{cargo, system};
 /// Runs every check, even after one has failed.
 pub(crate) fn run() -> Result<ExitCode> {
     type Check = (&'static str, fn() -> Result<()>);
-    let checks: [Check; 5] = [
+    let checks: [Check; 6] = [
         ("formatting", formatting),
         ("lints", lints),
         ("documentation", documentation),
         ("every member inherits the workspace's lints", inheritance),
         ("the committed kernel program", kernel_program),
+        ("the generated manifests", manifests),
     ];
     let mut failed = 0;
     for (name, check) in checks {
@@ -65,6 +66,10 @@ fn kernel_program() -> Result<()> {
         return Ok(());
     }
     succeed(Command::new(env::current_exe()?).args(["ebpf", "--check"]))
+}
+
+fn manifests() -> Result<()> {
+    succeed(Command::new(env::current_exe()?).args(["manifests", "--check"]))
 }
 
 fn succeed(command: &mut Command) -> Result<()> {

@@ -9,6 +9,7 @@ mod demo;
 mod ebpf;
 mod image;
 mod lint;
+mod manifests;
 mod system;
 mod test;
 
@@ -31,8 +32,10 @@ enum Task {
     Demo(demo::DemoArgs),
     /// Run every test; those on real kernel networking need root.
     Test(test::TestArgs),
-    /// Check formatting, lints, documentation and that the committed kernel program is current.
+    /// Check formatting, lints, documentation and that what is generated (kernel program, manifests) is current.
     Lint,
+    /// Make the generated part of manifests/, or check that it is current.
+    Manifests(manifests::ManifestsArgs),
     /// Measure what Sluice costs (needs root).
     Bench(bench::BenchArgs),
     /// Start a real Kubernetes on this machine, for tests and for trying, or take it down.
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Task::Demo(args) => demo::run(args),
         Task::Test(args) => test::run(&args),
         Task::Lint => lint::run(),
+        Task::Manifests(args) => manifests::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::Cluster(args) => cluster::run(args),
         Task::Image(args) => image::run(&args),

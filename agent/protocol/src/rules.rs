@@ -14,6 +14,8 @@ use crate::key::KeyHash;
 
 pub mod matcher;
 mod pattern;
+#[cfg(feature = "schema")]
+mod schema;
 
 pub use pattern::{HeaderMatch, HeaderName, MatchType, Method, PathMatch, PathMatchType, PatternError};
 
@@ -109,6 +111,7 @@ pub struct Port {
 }
 
 /// Transport protocol of a [`Port`].
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Protocol {
     /// TCP.
@@ -121,10 +124,12 @@ pub enum Protocol {
 }
 
 /// Conditions on an HTTP request; all of them must hold.
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(transform = schema::open))]
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Match {
     /// Conditions on headers (gRPC: metadata).
+    #[cfg_attr(feature = "schema", schemars(length(max = 16)))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub headers: Vec<HeaderMatch>,
     /// Condition on the path, without the query.
@@ -136,6 +141,7 @@ pub struct Match {
 }
 
 /// What happens with what matches while its client cannot take it.
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OnUnavailable {
     /// The app answers.
@@ -146,6 +152,7 @@ pub enum OnUnavailable {
 }
 
 /// The client that an intercept's traffic goes to.
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(transform = schema::open))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Client {

@@ -7,7 +7,9 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use regex::bytes::Regex;
 
-use super::{Intercept, Match, MatchType, PathMatchType, PatternError, RuleFile, pattern::compile};
+use super::{
+    HeaderMatch, Intercept, Match, MatchType, PathMatch, PathMatchType, PatternError, RuleFile, pattern::compile,
+};
 
 /// What a rule asks of a request head, whatever the HTTP version.
 pub trait Request {
@@ -59,6 +61,22 @@ enum Path {
     Exact(String),
     Prefix(String),
     Regex(Regex),
+}
+
+/// Whether a header's value fits one condition. Compiles it anew: for comparing rules, not for serving requests.
+///
+/// # Errors
+/// When the condition's expression does not compile.
+pub fn header_fits(condition: &HeaderMatch, value: &[u8]) -> Result<bool, PatternError> {
+    Ok(Text::compile(condition)?.fits(value))
+}
+
+/// Whether a path fits a condition. Compiles it anew: for comparing rules, not for serving requests.
+///
+/// # Errors
+/// When the condition's expression does not compile.
+pub fn path_fits(condition: &PathMatch, path: &[u8]) -> Result<bool, PatternError> {
+    Ok(Path::compile(condition)?.fits(path))
 }
 
 // === impl RuleSet ===
@@ -129,20 +147,8 @@ impl PortRules {
 
 impl Matcher {
     fn compile(spec: &Match) -> Result<Self, PatternError> {
-        let headers = spec.headers.iter().map(|h| {
-            let text = match h.kind() {
-                MatchType::Exact => Text::Exact(h.value().to_owned()),
-                MatchType::RegularExpression => Text::Regex(compile(h.value())?),
-            };
-            Ok((h.name().as_str().to_owned(), text))
-        });
-        let path = spec.path.as_ref().map(|p| {
-            Ok(match p.kind() {
-                PathMatchType::Exact => Path::Exact(p.value().to_owned()),
-                PathMatchType::PathPrefix => Path::Prefix(p.value().trim_end_matches('/').to_owned()),
-                PathMatchType::RegularExpression => Path::Regex(compile(p.value())?),
-            })
-        });
+        let headers = spec.headers.iter().map(|h| Ok((h.name().as_str().to_owned(), Text::compile(h)?)));
+        let path = spec.path.as_ref().map(Path::compile);
         Ok(Self {
             headers: headers.collect::<Result<_, _>>()?,
             path: path.transpose()?,
@@ -158,6 +164,13 @@ impl Matcher {
 }
 
 impl Text {
+    fn compile(condition: &HeaderMatch) -> Result<Self, PatternError> {
+        Ok(match condition.kind() {
+            MatchType::Exact => Self::Exact(condition.value().to_owned()),
+            MatchType::RegularExpression => Self::Regex(compile(condition.value())?),
+        })
+    }
+
     fn fits(&self, value: &[u8]) -> bool {
         match self {
             Self::Exact(wanted) => wanted.as_bytes() == value,
@@ -167,6 +180,14 @@ impl Text {
 }
 
 impl Path {
+    fn compile(condition: &PathMatch) -> Result<Self, PatternError> {
+        Ok(match condition.kind() {
+            PathMatchType::Exact => Self::Exact(condition.value().to_owned()),
+            PathMatchType::PathPrefix => Self::Prefix(condition.value().trim_end_matches('/').to_owned()),
+            PathMatchType::RegularExpression => Self::Regex(compile(condition.value())?),
+        })
+    }
+
     fn fits(&self, path: &[u8]) -> bool {
         match self {
             Self::Exact(wanted) => wanted.as_bytes() == path,

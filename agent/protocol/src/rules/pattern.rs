@@ -47,6 +47,7 @@ pub enum PatternError {
 }
 
 /// How a header's value is compared.
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MatchType {
     /// Byte for byte.
@@ -57,6 +58,7 @@ pub enum MatchType {
 }
 
 /// How a path is compared.
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PathMatchType {
     /// Byte for byte.
@@ -78,6 +80,7 @@ pub struct HeaderName(String);
 pub struct Method(String);
 
 /// A condition on one header. Where the header occurs several times, any occurrence may fit.
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(transform = super::schema::header))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "RawHeader", into = "RawHeader")]
 pub struct HeaderMatch {
@@ -87,6 +90,7 @@ pub struct HeaderMatch {
 }
 
 /// A condition on the path without its query.
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(transform = super::schema::path))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "RawPath", into = "RawPath")]
 pub struct PathMatch {
@@ -94,6 +98,7 @@ pub struct PathMatch {
     value: String,
 }
 
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(rename = "HeaderMatch", deny_unknown_fields)]
 struct RawHeader {
@@ -103,6 +108,7 @@ struct RawHeader {
     value: String,
 }
 
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(rename = "PathMatch", deny_unknown_fields)]
 struct RawPath {
