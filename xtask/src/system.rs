@@ -21,6 +21,9 @@ pub(crate) type Tool = (&'static str, &'static str);
 pub(crate) const NETWORK: &[Tool] =
     &[("ip", "iproute2"), ("tc", "iproute2"), ("nft", "nftables"), ("setpriv", "util-linux"), ("bpftool", "bpftool")];
 
+/// Callers and servers of others that tests use as peers.
+pub(crate) const PEERS: &[Tool] = &[("curl", "curl"), ("nghttpd", "nghttp2-server"), ("nghttpx", "nghttp2-proxy")];
+
 /// What a person needs to try things out inside it.
 pub(crate) const BY_HAND: &[Tool] = &[("nsenter", "util-linux"), ("curl", "curl")];
 

@@ -21,6 +21,7 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
     let privileged = system::is_root();
     if privileged {
         system::provide(system::NETWORK)?;
+        system::provide(system::PEERS)?;
     }
     // The tests start these programs, which `cargo test` alone would not build.
     cargo::build_for_tests()?;
