@@ -66,24 +66,58 @@ fn files_below(folder: &Path) -> Result<BTreeSet<PathBuf>> {
     Ok(files)
 }
 
-/// The lines between the first and the last that differ, as `-` committed and `+` current; `None` if none does.
+/// Lines shown before and after each that differs.
+const CONTEXT: usize = 2;
+
+/// What differs, line by line: `-` committed, `+` current; `None` if nothing does.
 fn difference(committed: &str, current: &str) -> Option<String> {
     if committed == current {
         return None;
     }
     let (old, new): (Vec<_>, Vec<_>) = (committed.lines().collect(), current.lines().collect());
-    let head = old.iter().zip(&new).take_while(|(a, b)| a == b).count();
-    let rest = old.len().min(new.len()) - head;
-    let tail = old.iter().rev().zip(new.iter().rev()).take(rest).take_while(|(a, b)| a == b).count();
-    let mut text = format!("@@ line {} @@\n", head + 1);
-    for (sign, lines) in [('-', &old[head..old.len() - tail]), ('+', &new[head..new.len() - tail])] {
-        for line in lines {
-            text.push(sign);
-            text.push_str(line);
-            text.push('\n');
+    let lines = aligned(&old, &new);
+    let changed: Vec<_> = (0..lines.len()).filter(|&at| lines[at].0 != ' ').collect();
+    let shown = |at: usize| changed.iter().any(|&change| change.abs_diff(at) <= CONTEXT);
+    let mut text = String::new();
+    let mut number = 0;
+    for (at, (sign, line)) in lines.iter().enumerate() {
+        number += usize::from(*sign != '+');
+        if shown(at) {
+            if at == 0 || !shown(at - 1) {
+                text.push_str(&format!("@@ line {} @@\n", number.max(1)));
+            }
+            text.push_str(&format!("{sign}{line}\n"));
         }
     }
+    if text.is_empty() {
+        text.push_str("only the line breaks differ\n");
+    }
     Some(text)
+}
+
+/// Both texts as one, by their longest common subsequence of lines; the files have hundreds of lines, not more.
+fn aligned<'a>(old: &[&'a str], new: &[&'a str]) -> Vec<(char, &'a str)> {
+    let mut common = vec![vec![0_usize; new.len() + 1]; old.len() + 1];
+    for i in (0..old.len()).rev() {
+        for j in (0..new.len()).rev() {
+            common[i][j] =
+                if old[i] == new[j] { common[i + 1][j + 1] + 1 } else { common[i + 1][j].max(common[i][j + 1]) };
+        }
+    }
+    let (mut i, mut j, mut lines) = (0, 0, Vec::with_capacity(old.len() + new.len()));
+    while i < old.len() || j < new.len() {
+        if i < old.len() && j < new.len() && old[i] == new[j] {
+            lines.push((' ', old[i]));
+            (i, j) = (i + 1, j + 1);
+        } else if i < old.len() && (j == new.len() || common[i + 1][j] >= common[i][j + 1]) {
+            lines.push(('-', old[i]));
+            i += 1;
+        } else {
+            lines.push(('+', new[j]));
+            j += 1;
+        }
+    }
+    lines
 }
 
 #[cfg(test)]
@@ -93,9 +127,19 @@ mod tests {
     #[test]
     fn only_what_differs_is_shown() {
         assert_eq!(difference("a\nb\n", "a\nb\n"), None);
-        assert_eq!(difference("a\nb\nc\n", "a\nx\ny\nc\n").unwrap(), "@@ line 2 @@\n-b\n+x\n+y\n");
+        assert_eq!(difference("a\nb\nc\n", "a\nx\ny\nc\n").unwrap(), "@@ line 1 @@\n a\n-b\n+x\n+y\n c\n");
         assert_eq!(difference("", "a\n").unwrap(), "@@ line 1 @@\n+a\n");
-        assert_eq!(difference("a\na\n", "a\n").unwrap(), "@@ line 2 @@\n-a\n");
+        assert_eq!(difference("a\na\n", "a\n").unwrap(), "@@ line 1 @@\n a\n-a\n");
         assert!(difference("a", "a\n").is_some());
+    }
+
+    #[test]
+    fn what_is_far_apart_is_shown_apart() {
+        let old: Vec<_> = (1..=20).map(|line| line.to_string()).collect();
+        let mut new = old.clone();
+        new[2] = "x".to_owned();
+        new[17] = "y".to_owned();
+        let text = difference(&old.join("\n"), &new.join("\n")).unwrap();
+        assert_eq!(text, "@@ line 1 @@\n 1\n 2\n-3\n+x\n 4\n 5\n@@ line 16 @@\n 16\n 17\n-18\n+y\n 19\n 20\n");
     }
 }
