@@ -2,5 +2,10 @@
 //!
 //! The tests carry the names of their cases (b01 and so on). Each sends what must be taken and what must not.
 
+mod connections;
+mod framing;
+mod random;
 mod rules;
 mod stage;
+mod traffic;
+mod turns;

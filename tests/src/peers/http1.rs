@@ -180,7 +180,7 @@ impl App {
             let request = Request { connection, method, target, headers, raw, body: body.content };
             let answer = (self.respond)(&self.name, &request);
             let asked_to_close = match framing::value(&request.headers, "connection") {
-                Some(option) => option.eq_ignore_ascii_case("close"),
+                Some(options) => options.split(',').any(|option| option.trim().eq_ignore_ascii_case("close")),
                 None => minor == 0,
             };
             lock(&self.seen).push(request);
@@ -277,6 +277,11 @@ impl Http1Caller {
     ) -> Result<Response> {
         self.send(&request(method, target, headers, body)).await?;
         self.response(method).await
+    }
+
+    /// Ends the caller's direction: whoever answers sees that no other request follows.
+    pub async fn half_close(&mut self) -> Result<()> {
+        Ok(self.stream.shutdown().await?)
     }
 
     /// The connection itself, and what was read from it but belongs to no response.

@@ -1,18 +1,31 @@
-//! Bytes that can be checked where they arrive without being kept: each 8-byte word is a function of its position.
+//! Bytes that can be checked where they arrive without being kept: each is a function of its position.
+//!
+//! The same noise again and again, of a length that has no factor in common with any buffer's: what is lost, repeated
+//! or swapped on the way does not fit. Copying and comparing it is quick also where nothing is optimised.
 
 use anyhow::{Result, ensure};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
-const WORD: u64 = 8;
-const CHUNK: u64 = 64 * 1024;
+/// Length of the noise: a prime.
+const PERIOD: usize = 65_521;
+/// Bytes sent and read at a time.
+const CHUNK: usize = 64 * 1024;
+
+/// The pattern that a seed stands for.
+#[derive(Debug)]
+pub struct Pattern {
+    /// The noise, and as much of it again as makes every piece contiguous.
+    noise: Vec<u8>,
+}
 
 /// Writes `length` bytes of the pattern, which `seed` tells apart from others.
 pub async fn send<W: AsyncWrite + Unpin>(to: &mut W, seed: u64, length: u64) -> Result<()> {
+    let pattern = Pattern::new(seed);
     let mut position = 0;
     while position < length {
-        let size = CHUNK.min(length - position);
-        to.write_all(&bytes(seed, position, size)).await?;
-        position += size;
+        let piece = pattern.piece(position, length - position);
+        to.write_all(piece).await?;
+        position += u64::try_from(piece.len())?;
     }
     to.flush().await?;
     Ok(())
@@ -20,38 +33,56 @@ pub async fn send<W: AsyncWrite + Unpin>(to: &mut W, seed: u64, length: u64) -> 
 
 /// Reads `length` bytes and fails at the first that is not the pattern's.
 pub async fn check<R: AsyncRead + Unpin>(from: &mut R, seed: u64, length: u64) -> Result<()> {
-    let mut buffer = vec![0; usize::try_from(CHUNK)?];
+    let pattern = Pattern::new(seed);
+    let mut buffer = vec![0; CHUNK];
     let mut position = 0;
     while position < length {
-        let want = usize::try_from(CHUNK.min(length - position))?;
-        let got = from.read(&mut buffer[..want]).await?;
+        let expected = pattern.piece(position, length - position);
+        let got = from.read(&mut buffer[..expected.len()]).await?;
         ensure!(got > 0, "the stream ended after {position} of {length} bytes");
-        let size = u64::try_from(got)?;
-        // From the start of the word that the position is in.
-        let skipped = position % WORD;
-        let expected = bytes(seed, position - skipped, size + skipped);
-        let expected = &expected[usize::try_from(skipped)?..];
-        if let Some(wrong) = buffer[..got].iter().zip(expected).position(|(a, b)| a != b) {
+        if buffer[..got] != expected[..got] {
+            let wrong = buffer[..got].iter().zip(expected).position(|(a, b)| a != b).unwrap_or_default();
             anyhow::bail!("byte {} of {length} is not what was sent", position + u64::try_from(wrong)?);
         }
-        position += size;
+        position += u64::try_from(got)?;
     }
     Ok(())
 }
 
 /// The pattern as a whole, for bodies.
 pub fn body(seed: u64, length: u64) -> Vec<u8> {
-    bytes(seed, 0, length)
+    let pattern = Pattern::new(seed);
+    let mut body = Vec::new();
+    loop {
+        let position = u64::try_from(body.len()).unwrap_or(length);
+        match pattern.piece(position, length.saturating_sub(position)) {
+            [] => return body,
+            piece => body.extend_from_slice(piece),
+        }
+    }
 }
 
-/// `length` bytes from `position`, which is the start of a word.
-fn bytes(seed: u64, position: u64, length: u64) -> Vec<u8> {
-    let first = position / WORD;
-    let words = (first..first + length.div_ceil(WORD)).flat_map(|word| mix(seed ^ word).to_le_bytes());
-    words.take(usize::try_from(length).unwrap_or(usize::MAX)).collect()
+// === impl Pattern ===
+
+impl Pattern {
+    /// Makes the noise.
+    pub fn new(seed: u64) -> Self {
+        let words = (0..).map(|word: u64| mix(mix(seed) ^ word).to_le_bytes());
+        let mut noise: Vec<u8> = words.take(PERIOD.div_ceil(8)).flatten().take(PERIOD).collect();
+        noise.extend_from_within(..);
+        Self { noise }
+    }
+
+    /// What stands at a position: as much as is handy, `most` bytes at most.
+    pub fn piece(&self, position: u64, most: u64) -> &[u8] {
+        let period = u64::try_from(PERIOD).unwrap_or(u64::MAX);
+        let begin = usize::try_from(position % period).unwrap_or_default();
+        let length = usize::try_from(most).unwrap_or(usize::MAX).min(PERIOD);
+        &self.noise[begin..begin + length]
+    }
 }
 
-/// splitmix64's last steps: neighbours look nothing alike, so shifted or repeated data is noticed.
+/// splitmix64's last steps: neighbours look nothing alike.
 fn mix(word: u64) -> u64 {
     let mut z = word.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -66,6 +66,17 @@ pub struct Seen {
     pub end: Option<End>,
 }
 
+/// How far a connection has come.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Progress {
+    /// As in [`Seen`].
+    pub sent: usize,
+    /// How many bytes were read.
+    pub received: usize,
+    /// Whether it has ended.
+    pub over: bool,
+}
+
 /// How a stream ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum End {
@@ -175,6 +186,11 @@ impl RawApp {
         lock(&self.seen).clone()
     }
 
+    /// How far the connection with this number, from 0, has come; not at all before it is there.
+    pub fn progress(&self, number: usize) -> Progress {
+        lock(&self.seen).get(number).map(Progress::from).unwrap_or_default()
+    }
+
     /// Waits until the connection with this number, from 0, is over.
     pub async fn ended(&self, number: usize, within: Duration) -> Result<Seen> {
         ended(&self.seen, number, within).await
@@ -204,6 +220,11 @@ impl RawCaller {
         lock(&self.seen)[0].clone()
     }
 
+    /// How far the connection has come.
+    pub fn progress(&self) -> Progress {
+        Progress::from(&lock(&self.seen)[0])
+    }
+
     /// Waits until the connection is over.
     pub async fn ended(&self, within: Duration) -> Result<Seen> {
         ended(&self.seen, 0, within).await
@@ -220,6 +241,12 @@ impl RawCaller {
 impl Seen {
     fn new(peer: SocketAddr) -> Self {
         Self { peer, bytes: Vec::new(), sent: 0, end: None }
+    }
+}
+
+impl From<&Seen> for Progress {
+    fn from(seen: &Seen) -> Self {
+        Self { sent: seen.sent, received: seen.bytes.len(), over: seen.end.is_some() }
     }
 }
 
