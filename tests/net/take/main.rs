@@ -3,7 +3,10 @@
 //!
 //! Every test here needs root and is ignored without; `cargo xtask test` runs them. A file for each theme.
 
+mod bulk;
 mod closed;
+mod ends;
+mod ipv6;
 mod listening;
 mod ports;
 mod unavailable;
