@@ -52,6 +52,9 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_tcp_nodelay(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
+    // Accepted sockets inherit this too, and occupy the port of the app, where they seem to be connected. Without it an
+    // app that is started again could not bind to its port (EADDRINUSE) as long as one of them exists, or is in TIME_WAIT.
+    socket.set_reuse_address(true)?;
     Ok(socket.into())
 }
 
