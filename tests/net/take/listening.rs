@@ -2,9 +2,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use sluice_tests::{
-    Agent, Client, Host,
+    Agent, Client, Host, eventually,
     peers::http1::{Answer, Http1App, Http1Caller, Request},
     stage::{MATCHING, OTHER, Rule, Stage},
 };
@@ -95,6 +95,43 @@ async fn a07_an_app_for_ipv6_only_is_reached_over_ipv6() -> Result<()> {
     ensure!(agent.terminate().await?.success());
     // Its route to itself has gone with it.
     stage.pod.nothing_left(SOON).await?;
+    stage.finish()
+}
+
+/// The sockets of steered connections seem to be bound to the app's port. That must not keep the app from binding to it,
+/// neither while they are open nor when they are in TIME_WAIT.
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn a07_an_app_can_be_started_again_while_its_port_is_intercepted() -> Result<()> {
+    let stage = Stage::new("a07_again")?;
+    let (caller, pod) = (&stage.caller, &stage.pod);
+    let _local = Http1App::start(&stage.laptop, any(8080), "laptop")?;
+    let mut app = Http1App::start(pod, any(8080), "first")?;
+    let agent = Agent::builder(pod).argument("--drain").argument("0");
+    let agent = agent.start(&Rule::file(&[stage.header("a07", &[8080])])).await?;
+    let client = Client::start(&stage.laptop, &agent, &stage.key, &["8080"]).await?;
+    let mut open = Vec::new();
+    for (name, on) in [("second", any(8080)), ("third", pod.at(8080)), ("fourth", pod.at_v6(8080)?)] {
+        let at = if name == "fourth" { vec![pod.at(8080)] } else { vec![pod.at(8080), pod.at_v6(8080)?] };
+        for to in at {
+            let mut taken = Http1Caller::connect(caller, to).await?;
+            let response = taken.get("/", &[MATCHING]).await.with_context(|| format!("before the {name} app"))?;
+            ensure!(response.answered_by() == Some("laptop"), "{response:?}");
+            open.push(taken);
+        }
+        drop(app);
+        app = eventually(SOON, "the app has started again", || async { Http1App::start(pod, on, name) }).await?;
+        let to = if on.ip() == pod.at_v6(8080)?.ip() { on } else { pod.at(8080) };
+        each_goes_where_it_belongs(caller, to, name).await.with_context(|| format!("the {name} app"))?;
+    }
+    // The agent closes first.
+    ensure!(client.terminate().await?.success() && agent.terminate().await?.success());
+    drop(app);
+    eventually(SOON, "the app has started again, and no agent is there", || async {
+        Http1App::start(pod, any(8080), "fifth")
+    })
+    .await?;
+    drop(open);
     stage.finish()
 }
 

@@ -1,6 +1,9 @@
 //! What caller and app do to each other, and the places where they do it: directly, and on each way through the agent.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use futures_util::future::join_all;
@@ -12,6 +15,9 @@ use sluice_tests::{
 use tokio::time::timeout;
 
 use crate::{SOON, any};
+
+/// What is held back comes through a tunnel that was built without optimisation, while other tests use the processor.
+const LONG: Duration = Duration::from_secs(60);
 
 /// How a connection gets through the agent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -107,8 +113,8 @@ impl Scene {
         }
         caller.release();
         app.release();
-        let seen = caller.ended(SOON).await.context("the caller's end")?;
-        let seen_by_app = app.ended(0, SOON).await.context("the app's end")?;
+        let seen = caller.ended(LONG).await.context("the caller's end")?;
+        let seen_by_app = app.ended(0, LONG).await.context("the app's end")?;
         ensure!(app.connections().len() == 1, "the app has seen {} connections", app.connections().len());
         Ok([View::try_from(seen)?, View::try_from(seen_by_app)?])
     }
@@ -132,7 +138,7 @@ async fn quiet(caller: &RawCaller, app: &RawApp) -> Result<usize> {
             }
         }
     };
-    timeout(SOON, wait).await.context("bytes move all the time")
+    timeout(LONG, wait).await.context("bytes move all the time")
 }
 
 // === impl Theatre ===
@@ -180,7 +186,7 @@ impl Theatre {
         let port = way.port(number)?;
         let to_app = scene.not_decided && way == Way::HttpTaken;
         let [direct, direct_app] = scene.clone().play(caller, pod.at(port + DIRECT), pod).await.context("directly")?;
-        let begin = std::time::Instant::now();
+        let (begin, stalls) = (Instant::now(), scene.stalls);
         let [through, through_app] = if way.is_taken() && !to_app {
             let app = RawApp::start(pod, any(port), Script::new())?;
             let seen = scene.play(caller, pod.at(port), laptop).await?;
@@ -195,7 +201,7 @@ impl Theatre {
         let took = begin.elapsed();
         ensure!(through == direct, "the caller has seen {through} instead of {direct}");
         ensure!(through_app == direct_app, "the app has seen {through_app} instead of {direct_app}");
-        ensure!(took < Duration::from_secs(8), "it took {took:?}");
+        ensure!(stalls || took < SOON, "it took {took:?}");
         Ok(())
     }
 }
