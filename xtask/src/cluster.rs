@@ -3,7 +3,7 @@
 use std::{
     env,
     os::unix::process::CommandExt as _,
-    process::{Command, ExitCode},
+    process::{Command, ExitCode, Stdio},
 };
 
 use anyhow::{Context as _, Result, anyhow, ensure};
@@ -80,4 +80,26 @@ pub(crate) fn provide() -> Result<()> {
          or set KUBECONFIG to use another one"
     );
     system::provide(TOOLS)
+}
+
+/// Builds Kubernetes, if it has not been built yet. The tests' programs must be there.
+pub(crate) fn prepare() -> Result<()> {
+    let mut command = Command::new(cargo::program("sluice-cluster", false)?);
+    let status = command.arg("build").env("PATH", system::path()?).status().context("cannot run sluice-cluster")?;
+    ensure!(status.success(), "Kubernetes cannot be built");
+    Ok(())
+}
+
+/// What takes the cluster down that tests are about to start; nothing if one is up already.
+pub(crate) fn down_afterwards() -> Result<Option<impl FnOnce() -> Result<()>>> {
+    let program = cargo::program("sluice-cluster", false)?;
+    let status = Command::new(&program).arg("status").stdout(Stdio::null()).status();
+    if status.context("cannot run sluice-cluster")?.success() {
+        return Ok(None);
+    }
+    Ok(Some(move || {
+        let status = Command::new(&program).arg("down").status().context("cannot run sluice-cluster")?;
+        ensure!(status.success(), "the tests' cluster cannot be taken down");
+        Ok(())
+    }))
 }

@@ -20,13 +20,21 @@ struct Image {
     /// The package that the programs are in.
     package: &'static str,
     programs: &'static [(&'static str, &'static str)],
+    /// Who it runs as, where a pod says nothing else.
+    user: &'static str,
     /// Most megabytes that it may have.
     limit: u32,
 }
 
 /// All images that Sluice consists of.
-const IMAGES: [Image; 1] =
-    [Image { name: "agent", package: "sluice-agent", programs: &[("sluice-agent", "/sluice-agent")], limit: 25 }];
+const IMAGES: [Image; 1] = [Image {
+    name: "agent",
+    package: "sluice-agent",
+    programs: &[("sluice-agent", "/sluice-agent")],
+    // Container runtimes give the capabilities that a pod adds to root only. The pod drops all the others.
+    user: "0:0",
+    limit: 25,
+}];
 
 /// Takes symbols out of programs, and shows which libraries they need.
 const TOOLS: &[system::Tool] = &[("strip", "binutils"), ("ldd", "libc-bin")];
@@ -73,7 +81,7 @@ pub(crate) fn run(args: &ImageArgs) -> Result<ExitCode> {
     }
     let default = format!("{REGISTRY}/{}:{}", image.name, env!("CARGO_PKG_VERSION"));
     let name = args.name.as_ref().or(args.push.as_ref()).unwrap_or(&default);
-    command.args(["--name", name, "--limit", &image.limit.to_string()]);
+    command.args(["--name", name, "--user", image.user, "--limit", &image.limit.to_string()]);
     let saved = match (&args.output, &args.push) {
         (None, None) => {
             let folder = folder.canonicalize().with_context(|| folder.display().to_string())?;

@@ -24,6 +24,9 @@ pub(crate) const NETWORK: &[Tool] =
 /// Callers and servers of others that tests use as peers.
 pub(crate) const PEERS: &[Tool] = &[("curl", "curl"), ("nghttpd", "nghttp2-server"), ("nghttpx", "nghttp2-proxy")];
 
+/// What a test pushes images to.
+pub(crate) const REGISTRY: &[Tool] = &[("docker-registry", "docker-registry")];
+
 /// What a person needs to try things out inside it.
 pub(crate) const BY_HAND: &[Tool] = &[("nsenter", "util-linux"), ("curl", "curl")];
 

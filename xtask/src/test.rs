@@ -4,7 +4,7 @@ use std::{env, process::ExitCode};
 
 use anyhow::{Context as _, Result};
 
-use crate::{cargo, system};
+use crate::{cargo, cluster, system};
 
 /// Arguments of `cargo xtask test`.
 #[derive(Clone, Debug, clap::Args)]
@@ -19,25 +19,42 @@ pub(crate) struct TestArgs {
 /// Runs the command.
 pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
     let privileged = system::is_root();
+    let given = env::var_os("KUBECONFIG").is_some_and(|path| !path.is_empty());
     if privileged {
         system::provide(system::NETWORK)?;
         system::provide(system::PEERS)?;
+        system::provide(system::REGISTRY)?;
+        if !given {
+            cluster::provide()?;
+        }
     }
     // The tests start these programs, which `cargo test` alone would not build.
     cargo::build_for_tests()?;
+    let mut started = None;
+    if privileged && !given {
+        // Before the tests, because it takes minutes the first time and shows how far it is.
+        cluster::prepare()?;
+        started = cluster::down_afterwards()?;
+    }
 
     // `--include-ignored` is not for examples in documentation: there `ignore` means what it says.
     let programs = cargo_test(args, &["--lib", "--bins", "--tests"], privileged)?;
     let examples = cargo_test(args, &["--doc"], false)?;
 
+    if let Some(take_down) = started {
+        take_down()?;
+    }
     println!();
     println!("unit tests in each crate: {}", ran(programs));
     println!("examples in the documentation: {}", ran(examples));
     if privileged {
-        println!("tests on real kernel networking (tests/net and others that need root): {}", ran(programs));
+        println!(
+            "tests on real kernel networking and on a cluster (tests/net, tests/k8s and others that need root): {}",
+            ran(programs)
+        );
     } else {
         println!(
-            "tests on real kernel networking (counted as ignored above): SKIPPED, they need root: \
+            "tests on real kernel networking and on a cluster (counted as ignored above): SKIPPED, they need root: \
              sudo env \"PATH=$PATH\" \"HOME=$HOME\" cargo xtask test"
         );
     }

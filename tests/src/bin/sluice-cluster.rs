@@ -15,6 +15,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow};
 use clap::{Parser, Subcommand};
 use sluice_tests::cluster::{self, Cluster, Folder, node, program};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// A real Kubernetes on this machine, for tests and for trying
 #[derive(Parser)]
@@ -108,7 +109,16 @@ async fn up(folder: &Folder) -> Result<()> {
     }
     program::ensure()?;
     let began = Instant::now();
-    if cluster::up(folder).await? {
+    let started = tokio::select! {
+        biased;
+        // Not resumed: what was begun is taken down.
+        interrupted = interrupted() => {
+            cluster::down(folder)?;
+            anyhow::bail!("stopped by {}; nothing is left", interrupted?);
+        }
+        started = cluster::up(folder) => started?,
+    };
+    if started {
         println!("Kubernetes {} is up ({:.1} s)", cluster::kubernetes()?, began.elapsed().as_secs_f32());
     } else {
         println!("already up");
@@ -116,6 +126,15 @@ async fn up(folder: &Folder) -> Result<()> {
     println!("  export KUBECONFIG={}", folder.kubeconfig().display());
     println!("  cargo xtask cluster shell   # kubectl, and pods and Services within reach");
     Ok(())
+}
+
+/// Waits for a signal that ends this program. Cancel-safe: a signal that has come stays noted.
+async fn interrupted() -> Result<&'static str> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    })
 }
 
 fn down(folder: &Folder) -> Result<()> {

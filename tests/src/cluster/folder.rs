@@ -69,6 +69,11 @@ impl Folder {
         self.path.join("logs")
     }
 
+    /// A file that is there once everything that makes a cluster is.
+    pub(crate) fn complete(&self) -> PathBuf {
+        self.path.join("complete")
+    }
+
     pub(crate) fn keys(&self) -> PathBuf {
         self.path.join("keys")
     }

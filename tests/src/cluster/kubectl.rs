@@ -22,6 +22,8 @@ pub(crate) struct Program {
     /// The program and its first arguments.
     pub(crate) words: Vec<OsString>,
     pub(crate) kubeconfig: PathBuf,
+    /// Where it keeps what it has learned about the API, if not where it always does.
+    pub(crate) cache: Option<PathBuf>,
 }
 
 /// A command about to run.
@@ -37,7 +39,11 @@ pub struct Kubectl {
 /// kubectl for a cluster of our own.
 pub(crate) fn own(folder: &Folder) -> Result<Program> {
     let program = program::built().context("Kubernetes has not been built yet: cargo xtask cluster up")?;
-    Ok(Program { words: vec![program.into(), "kubectl".into()], kubeconfig: folder.kubeconfig() })
+    Ok(Program {
+        words: vec![program.into(), "kubectl".into()],
+        kubeconfig: folder.kubeconfig(),
+        cache: Some(folder.path().join("kubectl")),
+    })
 }
 
 /// kubectl for somebody else's cluster: theirs if there is one, else ours.
@@ -49,7 +55,7 @@ pub(crate) fn for_kubeconfig(kubeconfig: PathBuf) -> Result<Program> {
         (None, Some(built)) => vec![built.into(), "kubectl".into()],
         (None, None) => bail!("no kubectl on PATH, which the cluster of KUBECONFIG takes"),
     };
-    Ok(Program { words, kubeconfig })
+    Ok(Program { words, kubeconfig, cache: None })
 }
 
 // === impl Kubectl ===
@@ -87,10 +93,10 @@ impl Kubectl {
     pub async fn run(self) -> Result<String> {
         let mut words = self.program.words.iter();
         let mut command = Command::new(words.next().context("no kubectl")?);
-        command.args(words).arg("--kubeconfig").arg(&self.program.kubeconfig).args(&self.arguments);
-        // Its caches are private to the cluster's folder, as everything is.
-        if let Some(folder) = self.program.kubeconfig.parent() {
-            command.arg("--cache-dir").arg(folder.join("kubectl-cache"));
+        // By the variable and not by the flag: it may name several files.
+        command.args(words).args(&self.arguments).env("KUBECONFIG", &self.program.kubeconfig);
+        if let Some(folder) = &self.program.cache {
+            command.env("KUBECACHEDIR", folder);
         }
         let name = format!("kubectl {}", self.arguments.join(" "));
         output(command, &self.input, self.within).await.with_context(|| name)

@@ -34,7 +34,7 @@ impl Namespace {
     pub(crate) async fn new(cluster: &Cluster, name: &str, labels: &[(&str, &str)]) -> Result<Self> {
         sweep(cluster).await?;
         let number = MADE.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{name}-{}-{number}", RunId::ours().short());
+        let name = format!("{name}-{}-{number}", RunId::ours().to_string().replace('.', "-"));
         let mut all = json!({ LABEL: RunId::ours().to_string() });
         labels.iter().for_each(|&(label, value)| all[label] = json!(value));
         let manifest = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name, "labels": all } });

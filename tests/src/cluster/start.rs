@@ -27,6 +27,9 @@ use crate::{binaries, eventually};
 /// How long a cluster may take to get ready on a busy machine.
 const READY_WITHIN: Duration = Duration::from_secs(120);
 
+/// How long one that is up may be away: a component that was killed is started again.
+const AGAIN_WITHIN: Duration = Duration::from_secs(30);
+
 /// How long the kernel may take to free what nobody holds any more.
 const GONE_WITHIN: Duration = Duration::from_secs(20);
 
@@ -47,15 +50,21 @@ const PLUGINS: &str = "/usr/lib/cni/ptp";
 /// Starts a cluster in this folder and waits until pods can be made. False when it is up already.
 pub(crate) async fn up(folder: &Folder) -> Result<bool> {
     let _lock = folder.lock()?;
-    if folder.init().is_some() && is_ready(folder).await {
-        return Ok(false);
+    if folder.init().is_some() && folder.complete().exists() {
+        // An API server that was killed a moment ago is on its way back.
+        let ready = || async { is_ready(folder).await };
+        if eventually(AGAIN_WITHIN, "the cluster that is up is ready", ready).await.is_ok() {
+            return Ok(false);
+        }
     }
     require_tools()?;
     let program = program::ensure()?;
     // What was killed half-way, or is there no longer in full.
     remove(folder)?;
     let started = begin(folder, &program).await;
-    if started.is_err() {
+    if started.is_ok() {
+        fs::write(folder.complete(), "")?;
+    } else {
         // What it has printed is worth more than an empty folder.
         end_processes(folder)?;
         cgroups::remove(&folder.cgroup())?;
