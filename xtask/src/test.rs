@@ -11,6 +11,9 @@ use crate::{cargo, cluster, system};
 pub(crate) struct TestArgs {
     /// Only tests whose name contains this.
     filter: Option<String>,
+    /// Also the cluster's own tests, on a real Kubernetes; building that takes minutes the first time.
+    #[arg(long)]
+    cluster: bool,
     /// Passed on to the test programs.
     #[arg(last = true)]
     arguments: Vec<String>,
@@ -24,14 +27,14 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
         system::provide(system::NETWORK)?;
         system::provide(system::PEERS)?;
         system::provide(system::REGISTRY)?;
-        if !given {
+        if args.cluster && !given {
             cluster::provide()?;
         }
     }
     // The tests start these programs, which `cargo test` alone would not build.
     cargo::build_for_tests()?;
     let mut started = None;
-    if privileged && !given {
+    if args.cluster && privileged && !given {
         // Before the tests, because it takes minutes the first time and shows how far it is.
         cluster::prepare()?;
         started = cluster::down_afterwards()?;
@@ -40,6 +43,7 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
     // `--include-ignored` is not for examples in documentation: there `ignore` means what it says.
     let programs = cargo_test(args, &["--lib", "--bins", "--tests"], privileged)?;
     let examples = cargo_test(args, &["--doc"], false)?;
+    let on_cluster = if args.cluster { Some(cargo_test(args, &["--test", "cluster"], privileged)?) } else { None };
 
     if let Some(take_down) = started {
         take_down()?;
@@ -48,17 +52,18 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
     println!("unit tests in each crate: {}", ran(programs));
     println!("examples in the documentation: {}", ran(examples));
     if privileged {
-        println!(
-            "tests on real kernel networking and on a cluster (tests/net, tests/k8s and others that need root): {}",
-            ran(programs)
-        );
+        println!("tests on real kernel networking (tests/net and others that need root): {}", ran(programs));
     } else {
         println!(
-            "tests on real kernel networking and on a cluster (counted as ignored above): SKIPPED, they need root: \
+            "tests on real kernel networking (counted as ignored above): SKIPPED, they need root: \
              sudo env \"PATH=$PATH\" \"HOME=$HOME\" cargo xtask test"
         );
     }
-    Ok(if programs && examples { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    match on_cluster {
+        Some(well) => println!("the cluster's own tests (tests/k8s): {}", ran(well)),
+        None => println!("the cluster's own tests (tests/k8s): SKIPPED, ask for them with --cluster"),
+    }
+    Ok(if programs && examples && on_cluster != Some(false) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn cargo_test(args: &TestArgs, targets: &[&str], include_ignored: bool) -> Result<bool> {
