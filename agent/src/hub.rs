@@ -107,6 +107,11 @@ impl KeyPolicy for Admission {
         self.metrics.key_refused();
         tracing::warn!(%key, "refused a client: no rule names its key");
     }
+
+    fn unproven(&self, key: &KeyHash) {
+        self.metrics.key_refused();
+        tracing::warn!(%key, "refused a client: it showed this public key and could not prove that it has the private one");
+    }
 }
 
 // === impl Hub ===
