@@ -2,7 +2,7 @@
 
 use std::{
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, ExitStatus},
     time::Duration,
 };
@@ -39,6 +39,11 @@ impl ClientKey {
         let hash = command::run(binary, &["key", "--key-file", path], "")?.trim().to_owned();
         ensure!(hash.starts_with("sha256:") && hash.len() == 71, "`sluice key` printed {hash:?}");
         Ok(Self { file, hash })
+    }
+
+    /// The file it is in.
+    pub fn file(&self) -> &Path {
+        &self.file
     }
 
     /// What the rules call it: `sha256:` and 64 hexadecimal digits.

@@ -40,31 +40,31 @@ enum Way {
 #[tokio::test]
 #[ignore = "needs root: cargo xtask test"]
 async fn c01_a_killed_client_hangs_nobody() -> Result<()> {
-    client_goes("c01_kill", Way::Killed, |rule| rule, "pod").await
+    Box::pin(client_goes("c01_kill", Way::Killed, |rule| rule, "pod")).await
 }
 
 #[tokio::test]
 #[ignore = "needs root: cargo xtask test"]
 async fn c01_a_killed_client_hangs_nobody_where_its_requests_are_refused() -> Result<()> {
-    client_goes("c01_reject", Way::Killed, Rule::reject, "503").await
+    Box::pin(client_goes("c01_reject", Way::Killed, Rule::reject, "503")).await
 }
 
 #[tokio::test]
 #[ignore = "needs root: cargo xtask test"]
 async fn c01_a_cut_cable_hangs_nobody_and_c02_the_client_comes_back() -> Result<()> {
-    client_goes("c01_cut", Way::Cut, |rule| rule, "pod").await
+    Box::pin(client_goes("c01_cut", Way::Cut, |rule| rule, "pod")).await
 }
 
 #[tokio::test]
 #[ignore = "needs root: cargo xtask test"]
 async fn c01_a_laptop_asleep_hangs_nobody_and_c02_its_client_comes_back() -> Result<()> {
-    client_goes("c01_sleep", Way::Asleep, |rule| rule, "pod").await
+    Box::pin(client_goes("c01_sleep", Way::Asleep, |rule| rule, "pod")).await
 }
 
 #[tokio::test]
 #[ignore = "needs root: cargo xtask test"]
 async fn c01_a_clean_stop_hands_over_at_once() -> Result<()> {
-    client_goes("c01_stop", Way::Stopped, |rule| rule, "pod").await
+    Box::pin(client_goes("c01_stop", Way::Stopped, |rule| rule, "pod")).await
 }
 
 #[tokio::test]
@@ -138,6 +138,8 @@ async fn client_goes(name: &str, way: Way, policy: impl Fn(Rule) -> Rule, instea
         ensure!(report.worst < NOT_LATE, "others waited: {report:?}");
     }
     mine_was_served(&mine, instead)?;
+    let (kept, fresh, mine) = (others.worst, other.worst, mine.worst);
+    eprintln!("{name}: worst answers {kept:?} and {fresh:?} to others, {mine:?} to what fits the rule");
     comes_back(way, &stage, &client, caller).await?;
     stage.finish()
 }

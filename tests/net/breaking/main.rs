@@ -1,11 +1,13 @@
-//! When things break: a client, a cable, an agent, a rule in the middle of the traffic.
+//! When things break: a client, a cable, an agent, a rule in the middle of the traffic, somebody with the wrong key.
 //!
 //! Every test here needs root and is ignored without; `cargo xtask test` runs them. A file for each theme.
 
 mod agent_gone;
 mod client_gone;
+mod keys;
 mod load;
 mod rules_change;
+mod under_way;
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},

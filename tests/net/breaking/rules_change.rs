@@ -1,9 +1,9 @@
 //! c08: intercepts come and go under load, and nobody whose requests do not fit notices.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use sluice_tests::{
     Agent, Client,
-    peers::http1::Http1App,
+    peers::http1::{Http1App, Http1Caller},
     stage::{MATCHING, OTHER, Rule, Stage},
 };
 use tokio_util::sync::CancellationToken;
@@ -54,4 +54,53 @@ async fn c08_intercepts_come_and_go_without_one_failed_request() -> Result<()> {
     ensure!(mine_kept.failed.is_empty() && mine_fresh.failed.is_empty(), "{mine_kept:?} {mine_fresh:?}");
     ensure!(mine_fresh.answered_by() == ["laptop", "pod"], "both in turn: {mine_fresh:?}");
     stage.finish()
+}
+
+/// Nothing is attached between the intercepts here, and the client is not welcome then. Connections of every phase,
+/// native ones and steered ones, are kept and used through all that follow.
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn c08_connections_of_every_phase_go_on() -> Result<()> {
+    const PHASES: usize = 5;
+    let stage = Stage::new("c08_kept")?;
+    let (caller, pod) = (&stage.caller, &stage.pod);
+    let _app = Http1App::start(pod, any(PORT), "pod")?;
+    let _local = Http1App::start(&stage.laptop, any(PORT), "laptop")?;
+    let (none, some) = (Rule::file(&[]), Rule::file(&[stage.header("mine", &[PORT])]));
+    let agent = Agent::start(pod, &none).await?;
+    let _client = Client::spawn(&stage.laptop, agent.address(), agent.key(), &stage.key, &["8080"])?;
+
+    let to = pod.at(PORT);
+    let stop = CancellationToken::new();
+    let scenario = async {
+        let _end = stop.clone().drop_guard();
+        let (mut native, mut steered) = (Vec::new(), Vec::new());
+        for phase in 0..PHASES {
+            native.push(Http1Caller::connect(caller, to).await?);
+            go_on(&mut native, OTHER, "pod").await.with_context(|| format!("before intercept {phase}"))?;
+            agent.set_rules(&some).await?;
+            agent.connected(&stage.key).await?;
+            steered.push(Http1Caller::connect(caller, to).await?);
+            go_on(&mut native, OTHER, "pod").await.with_context(|| format!("native, intercept {phase}"))?;
+            go_on(&mut steered, OTHER, "pod").await.with_context(|| format!("steered, intercept {phase}"))?;
+            go_on(&mut steered, MATCHING, "laptop").await.with_context(|| format!("taken, intercept {phase}"))?;
+            agent.set_rules(&none).await?;
+            ensure!(!agent.status().await?.kernel.attached, "nothing is intercepted, and the program is attached");
+            go_on(&mut native, OTHER, "pod").await.with_context(|| format!("native, behind intercept {phase}"))?;
+            go_on(&mut steered, OTHER, "pod").await.with_context(|| format!("steered, behind intercept {phase}"))?;
+            go_on(&mut steered, MATCHING, "pod").await.with_context(|| format!("no rule, behind intercept {phase}"))?;
+        }
+        anyhow::Ok(())
+    };
+    let (fresh, ()) = tokio::try_join!(keep_asking(caller, to, OTHER, Connections::Fresh, &stop), scenario)?;
+    ensure!(fresh.failed.is_empty() && fresh.answered_by() == ["pod"], "others noticed: {fresh:?}");
+    stage.finish()
+}
+
+async fn go_on(connections: &mut [Http1Caller], header: (&str, &str), by: &str) -> Result<()> {
+    for (number, connection) in connections.iter_mut().enumerate() {
+        let response = connection.get("/", &[header]).await.with_context(|| format!("connection {number}"))?;
+        ensure!(response.answered_by() == Some(by), "connection {number}: {response:?} instead of {by}");
+    }
+    Ok(())
 }

@@ -54,6 +54,11 @@ pub struct Words {
 /// What an app never answers to when it is said: somebody sits at a breakpoint.
 pub const BREAKPOINT: &str = "breakpoint";
 
+/// The same for one app only: any other answers.
+pub fn breakpoint_of(name: &str) -> String {
+    format!("{BREAKPOINT} of {name}")
+}
+
 /// A gRPC app. Each answer, each response's metadata and each trailer says its name. It ends when this is dropped.
 #[derive(Debug)]
 pub struct GrpcApp {
@@ -143,7 +148,7 @@ impl Talk for App {
     async fn say(&self, request: Request<Words>) -> Result<Response<Words>, Status> {
         self.note("Say", &request);
         let said = request.into_inner();
-        if said.text == BREAKPOINT {
+        if said.text == BREAKPOINT || said.text == breakpoint_of(&self.name) {
             std::future::pending::<()>().await;
         }
         self.answer(self.words(said.text, said.number))
