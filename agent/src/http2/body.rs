@@ -61,15 +61,14 @@ impl RequestBody {
             self.kept.clear();
         }
         while !self.ended {
-            match self.recv.data().await {
-                Some(Ok(data)) => {
+            match next(&mut self.recv, to).await? {
+                Some(data) => {
                     let taken = data.len();
                     self.remember(&data);
                     send_all(to, data).await?;
                     // Fails only for a stream that is over.
                     let _ = self.recv.flow_control().release_capacity(taken);
                 }
-                Some(Err(error)) => return Err(Broken::Source(error)),
                 None => {
                     self.trailers = self.recv.trailers().await.map_err(Broken::Source)?;
                     self.ended = true;
@@ -90,16 +89,10 @@ impl RequestBody {
     }
 }
 
-/// Passes an answer's body on, trailers included. Notices at once when its receiver gives up, also while nothing comes.
+/// Passes an answer's body on, trailers included.
 pub(super) async fn pass(from: &mut RecvStream, to: &mut SendStream<Bytes>) -> Result<(), Broken> {
     loop {
-        let data = poll_fn(|cx| {
-            if let Poll::Ready(reset) = to.poll_reset(cx) {
-                return Poll::Ready(Err(Broken::Sink(reset.map_or_else(|error| error, h2::Error::from))));
-            }
-            from.poll_data(cx).map(|data| data.transpose().map_err(Broken::Source))
-        });
-        match data.await? {
+        match next(from, to).await? {
             Some(data) if from.is_end_stream() => return send_last(to, data).await,
             Some(data) => {
                 let taken = data.len();
@@ -113,6 +106,17 @@ pub(super) async fn pass(from: &mut RecvStream, to: &mut SendStream<Bytes>) -> R
             }
         }
     }
+}
+
+/// The next piece of a body. Notices at once when its receiver gives up, also while nothing comes.
+async fn next(from: &mut RecvStream, to: &mut SendStream<Bytes>) -> Result<Option<Bytes>, Broken> {
+    poll_fn(|cx| {
+        if let Poll::Ready(reset) = to.poll_reset(cx) {
+            return Poll::Ready(Err(Broken::Sink(reset.map_or_else(|error| error, h2::Error::from))));
+        }
+        from.poll_data(cx).map(|data| data.transpose().map_err(Broken::Source))
+    })
+    .await
 }
 
 fn finish(to: &mut SendStream<Bytes>, trailers: Option<HeaderMap>) -> Result<(), Broken> {

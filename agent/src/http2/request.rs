@@ -154,7 +154,7 @@ impl Exchange {
         loop {
             tokio::select! {
                 biased;
-                result = &mut passing => return result,
+                result = &mut passing => break result?,
                 result = &mut sending, if !sent => match result {
                     Ok(()) | Err(Broken::Sink(_)) => sent = true,
                     Err(Broken::Source(error)) => {
@@ -163,6 +163,12 @@ impl Exchange {
                 },
             }
         }
+        // An answer may be complete before its request, whose rest is wanted all the same unless the upstream says
+        // otherwise (RFC 9113 §8.1). The end of this tells the caller so, by a reset without error.
+        if !sent && let Err(Broken::Source(error)) = sending.await {
+            return Err(Failed::Cancelled(error.reason().unwrap_or(Reason::CANCEL)));
+        }
+        Ok(())
     }
 
     /// Passes an answer on.
