@@ -11,6 +11,7 @@ mod request;
 mod upgrade;
 
 use std::{
+    future::{Future as _, poll_fn},
     io,
     pin::Pin,
     sync::Arc,
@@ -73,6 +74,14 @@ struct SteeredBy {
     peer: std::net::SocketAddr,
     destination: std::net::SocketAddr,
     port: u16,
+}
+
+/// What has become of the app's connection.
+enum AppSaid {
+    /// It takes no more requests and answers those that it has.
+    Goodbye,
+    /// It has ended.
+    Over(Result<(), h2::Error>),
 }
 
 /// Who has agreed to go on in HTTP/2 after an `Upgrade: h2c` (RFC 7540 §3.2).
@@ -149,6 +158,7 @@ async fn run<A: AsyncRead + AsyncWrite + Unpin>(
 ) -> Result<(), End> {
     let mut server = server().handshake(caller).await.map_err(End::Http2)?;
     let stopping = upstreams.steered.shared.stopping.clone();
+    let mut app = upstreams.app.clone();
     let upstreams = Arc::new(upstreams);
     let mut requests = JoinSet::new();
     let (mut app_gone, mut told) = (false, false);
@@ -167,20 +177,41 @@ async fn run<A: AsyncRead + AsyncWrite + Unpin>(
                 Some(Err(error)) => return Err(End::Http2(error)),
                 None => return Ok(()),
             },
-            result = &mut app_connection, if !app_gone => {
-                app_gone = true;
-                // Its open requests have failed with it; the caller's next ones shall come over a new connection.
+            said = poll_fn(|cx| poll_app(&mut app_connection, &mut app, told, cx)), if !app_gone => {
+                // The caller's next requests shall come over a new connection. Open ones go on as long as the app's
+                // connection does.
+                told = true;
                 server.graceful_shutdown();
-                if let Err(error) = result {
-                    tracing::debug!(error = &error as &dyn std::error::Error, "the app's HTTP/2 connection broke");
+                if let AppSaid::Over(result) = said {
+                    app_gone = true;
+                    if let Err(error) = result {
+                        tracing::debug!(error = &error as &dyn std::error::Error, "the app's HTTP/2 connection broke");
+                    }
                 }
-            },
+            }
             () = stopping.cancelled(), if !told => {
                 told = true;
                 server.graceful_shutdown();
             },
             Some(_) = requests.join_next() => {}
         }
+    }
+}
+
+/// Drives the app's connection; ready when it has ended and, unless the caller is `told` already, once the app has said
+/// goodbye. That is long before the end if an answer takes long, and each new request would be refused until then.
+fn poll_app<A: AsyncRead + AsyncWrite + Unpin>(
+    connection: &mut h2::client::Connection<A>,
+    requests: &mut h2::client::SendRequest<Bytes>,
+    told: bool,
+    cx: &mut Context<'_>,
+) -> Poll<AppSaid> {
+    if let Poll::Ready(result) = Pin::new(connection).poll(cx) {
+        return Poll::Ready(AppSaid::Over(result));
+    }
+    match requests.poll_ready(cx) {
+        Poll::Ready(Err(_)) if !told => Poll::Ready(AppSaid::Goodbye),
+        _ => Poll::Pending,
     }
 }
 

@@ -1,7 +1,7 @@
 //! HTTP/2 towards developers' processes: one stream through the tunnel per caller's connection and intercept, opened
 //! with the first request that fits.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, future::poll_fn, sync::Arc};
 
 use bytes::Bytes;
 use h2::client::{Connection, SendRequest};
@@ -17,7 +17,14 @@ use crate::hub::Unavailable;
 
 /// The clients that requests of one connection have gone to, by intercept.
 #[derive(Debug, Default)]
-pub(super) struct Laptops(Mutex<BTreeMap<String, Arc<Mutex<Option<Laptop>>>>>);
+pub(super) struct Laptops(Mutex<BTreeMap<String, Arc<Mutex<Slot>>>>);
+
+#[derive(Debug, Default)]
+struct Slot {
+    current: Option<Laptop>,
+    /// Connections whose server said goodbye, until their last answers have ended.
+    leaving: Vec<AbortOnDropHandle<()>>,
+}
 
 #[derive(Debug)]
 struct Laptop {
@@ -36,7 +43,7 @@ impl Laptops {
         connection: Connection<S>,
     ) -> Self {
         let laptop = Laptop::new(requests, connection);
-        let slot = Arc::new(Mutex::new(Some(laptop)));
+        let slot = Arc::new(Mutex::new(Slot { current: Some(laptop), leaving: Vec::new() }));
         Self(Mutex::new(BTreeMap::from([(rule.intercept.name.clone(), slot)])))
     }
 
@@ -45,13 +52,17 @@ impl Laptops {
     pub(super) async fn get(&self, by: &SteeredBy, rule: &Rule) -> Result<SendRequest<Bytes>, Unavailable> {
         let slot = self.0.lock().await.entry(rule.intercept.name.clone()).or_default().clone();
         let mut slot = slot.lock().await;
-        if let Some(laptop) = slot.as_ref().filter(|l| !l.driver.is_finished()) {
-            return Ok(laptop.requests.clone());
+        slot.leaving.retain(|driver| !driver.is_finished());
+        if let Some(mut laptop) = slot.current.take().filter(|l| !l.driver.is_finished()) {
+            if poll_fn(|cx| laptop.requests.poll_ready(cx)).await.is_ok() {
+                return Ok(slot.current.insert(laptop).requests.clone());
+            }
+            slot.leaving.push(laptop.driver);
         }
         let open = by.open(rule, Kind::Http);
         let stream = by.shared.hub.open(rule.intercept.client.key_hash, open).await?;
         let (requests, connection) = client().handshake(stream).await.map_err(|_| Unavailable::Lost)?;
-        *slot = Some(Laptop::new(requests.clone(), connection));
+        slot.current = Some(Laptop::new(requests.clone(), connection));
         Ok(requests)
     }
 }

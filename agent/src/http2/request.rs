@@ -41,7 +41,7 @@ enum Failed {
     Cancelled(Reason),
     /// The upstream reset it.
     Reset(Reason),
-    /// The upstream's connection was gone: the request never left.
+    /// The upstream's connection was gone, or it said goodbye: it has not looked at the request.
     NotSent,
     /// The upstream's connection broke before an answer began.
     Unanswered,
@@ -69,21 +69,27 @@ impl Exchange {
             return self.pass(&parts, &mut body).await;
         };
         let mut body = RequestBody::new(recv, true);
-        match upstreams.laptops.get(&upstreams.steered, &rule).await {
-            Ok(laptop) => match self.attempt(laptop, &parts, &mut body).await {
-                Err(Failed::NotSent | Failed::Unanswered) if body.is_whole() => {}
-                Err(Failed::NotSent | Failed::Unanswered) => {
-                    metrics.request(Decision::Failed);
-                    return self.refuse(StatusCode::BAD_GATEWAY, "the client went away\n");
+        let mut tried = false;
+        loop {
+            match upstreams.laptops.get(&upstreams.steered, &rule).await {
+                Ok(laptop) => match self.attempt(laptop, &parts, &mut body).await {
+                    // Its server said goodbye just now: a new connection to it takes the request.
+                    Err(Failed::NotSent) if body.is_whole() && !tried => tried = true,
+                    Err(Failed::NotSent | Failed::Unanswered) if body.is_whole() => break,
+                    Err(Failed::NotSent | Failed::Unanswered) => {
+                        metrics.request(Decision::Failed);
+                        return self.refuse(StatusCode::BAD_GATEWAY, "the client went away\n");
+                    }
+                    result => {
+                        metrics.request(Decision::Diverted);
+                        return self.finish(&result);
+                    }
+                },
+                Err(why) => {
+                    let name = &rule.intercept.name;
+                    tracing::debug!(intercept = name, peer = %upstreams.steered.peer, "client unavailable: {why}");
+                    break;
                 }
-                result => {
-                    metrics.request(Decision::Diverted);
-                    return self.finish(&result);
-                }
-            },
-            Err(why) => {
-                let name = &rule.intercept.name;
-                tracing::debug!(intercept = name, peer = %upstreams.steered.peer, "client unavailable: {why}");
             }
         }
         match rule.intercept.on_unavailable {
@@ -248,6 +254,8 @@ async fn reset(respond: &mut SendResponse<Bytes>) -> Reason {
 fn failed(error: &h2::Error, unanswered: bool) -> Failed {
     match error.reason() {
         Some(reason) if error.is_reset() => Failed::Reset(reason),
+        // Of streams that it was too late for, and of no others (RFC 9113 §6.8).
+        _ if error.is_go_away() && error.is_remote() => Failed::NotSent,
         _ if unanswered => Failed::Unanswered,
         _ => Failed::Broken,
     }
