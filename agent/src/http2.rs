@@ -41,8 +41,9 @@ const MAX_GREETING: usize = 4 << 10;
 /// Bytes of one stream that may be under way and unread, in each direction; also its memory bound.
 const STREAM_WINDOW: u32 = 256 << 10;
 
-/// The same for a connection.
-const CONNECTION_WINDOW: u32 = 1 << 20;
+/// The same for a connection: enough for all its streams, so that any number of them may stall (a laptop at a breakpoint
+/// does not read) and the others still find room.
+const CONNECTION_WINDOW: u32 = MAX_STREAMS * STREAM_WINDOW;
 
 /// Requests of one connection that may be open at once.
 const MAX_STREAMS: u32 = 256;
