@@ -312,7 +312,10 @@ impl matcher::Request for View<'_> {
     fn any_header(&self, name: &str, fits: &mut dyn FnMut(&[u8]) -> bool) -> bool {
         // HTTP/2 has the host in a pseudo header (RFC 9113 §8.3.1).
         let authority = self.0.uri.authority().filter(|_| name == "host");
+        let values = || self.0.headers.get_all(name).iter().map(|value| value.as_bytes().trim_ascii());
         authority.is_some_and(|host| fits(host.as_str().as_bytes()))
-            || self.0.headers.get_all(name).iter().any(|value| fits(value.as_bytes().trim_ascii()))
+            || values().any(&mut *fits)
+            // It may come in pieces, which are one header (RFC 9113 §8.2.3).
+            || (name == "cookie" && fits(&values().collect::<Vec<_>>().join(&b"; "[..])))
     }
 }
