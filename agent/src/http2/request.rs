@@ -2,10 +2,19 @@
 //!
 //! Runs as a task of its own, owned by the connection. Resets go through in both directions with their reason.
 
-use std::{future::poll_fn, sync::Arc};
+use std::{
+    future::{Future as _, poll_fn},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use bytes::Bytes;
-use h2::{Reason, RecvStream, SendStream, client::SendRequest, server::SendResponse};
+use h2::{
+    Reason, RecvStream, SendStream,
+    client::{ResponseFuture, SendRequest},
+    server::SendResponse,
+};
 use http::{HeaderValue, Request, Response, StatusCode, header, request::Parts};
 use sluice_protocol::{
     rules::{OnUnavailable, matcher},
@@ -136,7 +145,7 @@ impl Exchange {
 
     async fn exchange(
         &mut self,
-        mut answer: h2::client::ResponseFuture,
+        mut answer: ResponseFuture,
         send: &mut SendStream<Bytes>,
         body: &mut RequestBody,
         mut sent: bool,
@@ -145,8 +154,7 @@ impl Exchange {
         let response = loop {
             tokio::select! {
                 biased;
-                reason = reset(&mut self.respond) => return Err(Failed::Cancelled(reason)),
-                response = &mut answer => break response.map_err(|error| failed(&error, true))?,
+                response = poll_fn(|cx| poll_answer(&mut self.respond, &mut answer, cx)) => break response?,
                 result = &mut sending, if !sent => match result {
                     // The answer says what the upstream thinks of a body that it did not want.
                     Ok(()) | Err(Broken::Sink(_)) => sent = true,
@@ -197,13 +205,8 @@ impl Exchange {
     }
 
     /// Passes on the answer to the request that switched the connection to HTTP/2.
-    pub(super) async fn pass_on(mut self, answer: h2::client::ResponseFuture) {
-        let result = tokio::select! {
-            biased;
-            reason = reset(&mut self.respond) => Err(Failed::Cancelled(reason)),
-            response = answer => response.map_err(|error| failed(&error, true)),
-        };
-        let result = match result {
+    pub(super) async fn pass_on(mut self, mut answer: ResponseFuture) {
+        let result = match poll_fn(|cx| poll_answer(&mut self.respond, &mut answer, cx)).await {
             Ok(response) => self.answer(response).await,
             Err(failed) => Err(failed),
         };
@@ -249,6 +252,23 @@ async fn reset(respond: &mut SendResponse<Bytes>) -> Reason {
         Ok(reason) => reason,
         Err(error) => error.reason().unwrap_or(Reason::CANCEL),
     }
+}
+
+/// Waits for an answer. Interim ones (RFC 9110 §15.2) are passed on as they come: a caller may wait for permission to
+/// send its body.
+fn poll_answer(
+    respond: &mut SendResponse<Bytes>,
+    answer: &mut ResponseFuture,
+    cx: &mut Context<'_>,
+) -> Poll<Result<Response<RecvStream>, Failed>> {
+    if let Poll::Ready(reset) = respond.poll_reset(cx) {
+        return Poll::Ready(Err(Failed::Cancelled(reset.unwrap_or_else(|e| e.reason().unwrap_or(Reason::CANCEL)))));
+    }
+    while let Poll::Ready(Some(Ok(interim))) = answer.poll_informational(cx) {
+        // Fails only if the caller has given it up, which is noticed before the next one.
+        let _ = respond.send_informational(interim);
+    }
+    Pin::new(answer).poll(cx).map_err(|error| failed(&error, true))
 }
 
 fn failed(error: &h2::Error, unanswered: bool) -> Failed {
