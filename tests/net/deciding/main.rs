@@ -2,10 +2,15 @@
 //!
 //! The tests carry the names of their cases (b01 and so on). Each sends what must be taken and what must not.
 
+mod acting;
 mod connections;
 mod framing;
+mod grpc;
+mod h2c;
+mod heads;
 mod random;
 mod rules;
 mod stage;
+mod streams;
 mod traffic;
 mod turns;

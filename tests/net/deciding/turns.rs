@@ -22,14 +22,14 @@ use super::{
 };
 
 const CALLERS: usize = 4;
-const TURNS: usize = 100;
+const TURNS: usize = 60;
 
 /// A request, its method and whether it is to be taken.
 type Turn = (Vec<u8>, &'static str, bool);
 
 /// Requests of all sizes, with and without body. Neighbours go to the same side or to the other one.
 fn turns(seed: usize) -> Vec<Turn> {
-    const SIZES: [usize; 7] = [0, 1, 90, 5_000, 16_384, 70_000, 300_000];
+    const SIZES: [usize; 7] = [0, 1, 90, 5_000, 16_384, 70_000, 200_000];
     let mut random = Random::new(u64::try_from(seed).unwrap_or_default());
     let turn = |number| {
         let taken = random.once_in(2);

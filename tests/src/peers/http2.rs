@@ -171,7 +171,15 @@ impl Http2Caller {
 
     /// Speaks HTTP/2 over a connection that exists.
     pub async fn over<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S) -> Result<Self> {
-        let (send, connection) = h2::client::handshake(stream).await?;
+        Self::with(stream, &h2::client::Builder::new()).await
+    }
+
+    /// The same with settings of its own.
+    pub async fn with<S>(stream: S, settings: &h2::client::Builder) -> Result<Self>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (send, connection) = settings.handshake(stream).await?;
         let task = tokio::spawn(async move {
             // Its errors reach the caller through the requests.
             let _ = connection.await;
