@@ -121,7 +121,10 @@ async fn b08_prior_knowledge_decides_request_by_request() -> Result<()> {
             ensure!(app.connections().len() == 1 && requests.len() == 30, "{:?}", app.connections());
             for request in requests {
                 let headers = &request.headers;
-                ensure!(headers.len() == 3 && headers["x-empty"].is_empty() && headers["te"] == "trailers", "{headers:?}");
+                ensure!(
+                    headers.len() == 3 && headers["x-empty"].is_empty() && headers["te"] == "trailers",
+                    "{headers:?}"
+                );
                 ensure!(headers[mark.0] == mark.1 && request.trailers.is_none(), "{headers:?}");
                 ensure!(request.uri.to_string().starts_with("http://app.test/") && request.uri.query() == Some("a=b"));
             }
