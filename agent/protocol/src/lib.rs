@@ -10,6 +10,7 @@
 //! | [`tls`] | TLS 1.3 with raw public keys (RFC 7250), pinned on both ends |
 //! | [`transport`] | QUIC's limits and timers |
 //! | [`way`] | the socket below QUIC: the seam for ways other than plain UDP |
+//! | [`framed`] | QUIC's datagrams over a byte stream, for the way by port-forward |
 //! | [`stream`] | the messages that open a stream |
 //! | [`close`] | application close and reset codes |
 //! | [`duplex`], [`join`] | two byte streams made one, with half close, reset and back-pressure |
@@ -43,7 +44,9 @@
 #![forbid(unsafe_code)]
 
 pub mod close;
+pub mod control;
 pub mod duplex;
+pub mod framed;
 pub mod join;
 pub mod key;
 pub mod rules;
