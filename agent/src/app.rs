@@ -18,15 +18,18 @@ use std::{
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use sluice_protocol::{
+    DEFAULT_TUNNEL_PORT,
     close::CloseCode,
-    key::Identity,
+    control::{Assignment, Held, Report},
+    key::{Identity, KeyHash},
     rules::{RuleFile, matcher::RuleSet},
     tls,
     way::{Direct, endpoint},
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -34,7 +37,9 @@ use crate::{
     admin::{Admin, RulesStatus},
     config::Config,
     connection::{Shared, Steered},
+    control::{Control, Settings},
     dialer::{AppDialer, is_own_source},
+    forwarded, gateway,
     hub::{Admission, Hub},
     kernel::{Kernel, LoadError, LoadOptions, PortKey, Protocol},
     metrics::Metrics,
@@ -61,43 +66,87 @@ struct Rules {
     kernel: Arc<Mutex<Kernel>>,
     admission: Arc<Admission>,
     status: Arc<Mutex<RulesStatus>>,
+    /// What of the controller is in force.
+    assigned: Arc<Mutex<Assignment>>,
+    news_tx: watch::Sender<()>,
+}
+
+/// Where rules come from.
+enum Source {
+    File(Box<RulesFile>),
+    Controller {
+        /// controller --rules--> here; only the newest count
+        rules_rx: watch::Receiver<Option<Assignment>>,
+        exempt: Vec<ipnet::IpNet>,
+    },
+}
+
+/// SIGTERM and SIGINT.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
 }
 
 /// Runs the agent until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// What could not be started; [`StartError`] among the causes where it is one of those.
+/// What could not be started; [`StartError`] among the causes where it is one of those. In a pod, where the kernel or
+/// the privileges are no reason to end: the controller is told, and the app goes on without being intercepted.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     // First of all, so that a signal at any moment ends in an orderly way.
-    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+    let mut stop = Stop::new()?;
     let identity = match &config.key_file {
         Some(path) => Identity::load_or_create(path)?,
         None => Identity::generate()?,
     };
-    let (mut rules_file, first_rules) = RulesFile::open(&config.rules).map_err(StartError::Rules)?;
-    let mut kernel = Kernel::load(LoadOptions { log: config.kernel_log }).map_err(StartError::Kernel)?;
+    let settings = config.settings();
+    let (news_tx, news_rx) = watch::channel(());
+    let (rules_tx, rules_rx) = watch::channel(None);
+    let (mut source, first_rules) = match &config.rules {
+        Some(path) => {
+            let (file, rules) = RulesFile::open(path).map_err(StartError::Rules)?;
+            (Source::File(Box::new(file)), rules)
+        }
+        None => {
+            let exempt: Vec<_> =
+                config.host_ips.0.iter().copied().chain(gateway::gateways()).map(ipnet::IpNet::from).collect();
+            (Source::Controller { rules_rx, exempt: exempt.clone() }, RuleFile { intercepts: Vec::new(), exempt })
+        }
+    };
+    let mut kernel = match (Kernel::load(LoadOptions { log: config.kernel_log }), settings.clone()) {
+        (Ok(kernel), _) => kernel,
+        (Err(error), Some(settings)) => {
+            return Box::pin(refused(settings, &identity, error, news_rx, rules_tx, stop)).await;
+        }
+        (Err(error), None) => return Err(StartError::Kernel(error).into()),
+    };
     let listeners = kernel.take_listeners().context("the kernel part has no listeners")?;
 
     let metrics = Metrics::new();
     let admission = Arc::new(Admission::new(metrics.clone()));
     let shared = Arc::new(Shared {
         rules: ArcSwap::from_pointee(RuleSet::default()),
-        hub: Arc::new(Hub::default()),
+        hub: Arc::new(Hub::new(news_tx.clone())),
         dialer: AppDialer::new(),
         metrics,
         stopping: CancellationToken::new(),
     });
     let server = tls::server_config(&identity, admission.clone())?;
     let tunnel = endpoint(&Direct::new(config.tunnel), &identity, Some(server))?;
+    let tunnel_address = tunnel.local_addr().context("the tunnel endpoint has no address")?;
     let admin_listener = TcpListener::bind(config.admin)
         .await
         .with_context(|| format!("cannot listen on {} for the admin endpoint: choose another --admin", config.admin))?;
+    let forwarded = forwarded_listener(tunnel_address).await;
 
-    let kernel = Arc::new(Mutex::new(kernel));
-    let status = Arc::new(Mutex::new(RulesStatus::default()));
-    let rules =
-        Rules { shared: shared.clone(), kernel: kernel.clone(), admission: admission.clone(), status: status.clone() };
+    let rules = Rules {
+        shared: shared.clone(),
+        kernel: Arc::new(Mutex::new(kernel)),
+        admission: admission.clone(),
+        status: Arc::default(),
+        assigned: Arc::default(),
+        news_tx,
+    };
     let (services, connections, cut) = (TaskTracker::new(), TaskTracker::new(), CancellationToken::new());
     for listener in [Some(listeners.v4), listeners.v6].into_iter().flatten() {
         let listener = TcpListener::from_std(listener).context("cannot use the listener for steered connections")?;
@@ -109,32 +158,40 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         )));
     }
     services.spawn(Hub::accept(shared.hub.clone(), tunnel.clone(), admission.clone(), services.clone()));
+    if let Some(listener) = forwarded {
+        let serving = forwarded::serve(listener, loopback(tunnel_address), services.clone());
+        services.spawn(cut.clone().run_until_cancelled_owned(serving));
+    }
     let admin = Arc::new(Admin {
         shared: shared.clone(),
-        kernel: kernel.clone(),
+        kernel: rules.kernel.clone(),
         key_hash: identity.hash(),
-        tunnel: tunnel.local_addr().context("the tunnel endpoint has no address")?,
-        rules: status,
+        tunnel: tunnel_address,
+        rules: rules.status.clone(),
         ready: AtomicBool::new(false),
     });
     services.spawn(cut.clone().run_until_cancelled_owned(admin.clone().serve(admin_listener, services.clone())));
     rules.apply(&first_rules)?;
+    if let Some(settings) = settings {
+        let report = rules.report(identity.hash(), tunnel_address.port());
+        let control = Control::new(settings, report, news_rx, rules_tx)?;
+        services.spawn(cut.clone().run_until_cancelled_owned(control.run()));
+    }
     admin.ready.store(true, Ordering::Relaxed);
     tracing::info!(key = %identity.hash(), tunnel = %admin.tunnel, admin = %config.admin, "ready");
 
     loop {
-        // Cancel safe: signals and file events stay until they are taken.
+        // Cancel safe: signals, file events and rules stay until they are taken.
         tokio::select! {
             biased;
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            changed = rules_file.changed() => rules.change(changed),
+            () = stop.asked() => break,
+            () = source.follow(&rules) => {}
         }
     }
 
     tracing::info!("stopping: new connections go to the app from now on");
     admin.ready.store(false, Ordering::Relaxed);
-    lock(&kernel).detach();
+    lock(&rules.kernel).detach();
     shared.stopping.cancel();
     connections.close();
     if tokio::time::timeout(config.drain, connections.wait()).await.is_err() {
@@ -147,6 +204,46 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     // Clients that are not told find out by themselves.
     let _ = tokio::time::timeout(GOODBYE, tunnel.wait_idle()).await;
     Ok(())
+}
+
+/// In a pod whose kernel or privileges do not allow steering: says so to the controller until it is stopped.
+async fn refused(
+    settings: Settings,
+    identity: &Identity,
+    error: LoadError,
+    news_rx: watch::Receiver<()>,
+    rules_tx: watch::Sender<Option<Assignment>>,
+    mut stop: Stop,
+) -> anyhow::Result<()> {
+    let why = format!("{:#}", anyhow::Error::from(error));
+    tracing::error!(why, "nothing can be intercepted in this pod; the app is not affected");
+    let report = Report {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        key_hash: identity.hash(),
+        tunnel_port: DEFAULT_TUNNEL_PORT,
+        refused: Some(why),
+        error: None,
+        intercepts: Vec::new(),
+    };
+    let control = Control::new(settings, Box::new(move || report.clone()), news_rx, rules_tx)?;
+    tokio::select! {
+        biased;
+        () = stop.asked() => Ok(()),
+        () = control.run() => Ok(()),
+    }
+}
+
+/// For tunnels that come by TCP, through a port-forward of Kubernetes, which connects to a loopback address of the pod.
+/// Without it there are the other ways.
+async fn forwarded_listener(tunnel: SocketAddr) -> Option<TcpListener> {
+    let address = loopback(tunnel);
+    let bound = TcpListener::bind(address).await;
+    bound.inspect_err(|error| tracing::warn!(%address, %error, "no tunnels through port-forwards")).ok()
+}
+
+/// The same port on this machine only.
+fn loopback(tunnel: SocketAddr) -> SocketAddr {
+    SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, tunnel.port()))
 }
 
 /// Accepts steered connections for ever; each is a task in `connections`, ended early by `cut`.
@@ -203,17 +300,101 @@ fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
+// === impl Stop ===
+
+impl Stop {
+    fn new() -> anyhow::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).context("cannot handle SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("cannot handle SIGINT")?,
+        })
+    }
+
+    /// Waits for the first of the signals. Cancel safe.
+    async fn asked(&mut self) {
+        tokio::select! {
+            biased;
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+// === impl Source ===
+
+impl Source {
+    /// Waits for new rules and brings them into force. Cancel safe, as nothing is waited for behind the change.
+    async fn follow(&mut self, rules: &Rules) {
+        match self {
+            Self::File(file) => {
+                let changed = file.changed().await.map_err(anyhow::Error::from);
+                rules.take(changed.and_then(|file| rules.apply(&file)));
+            }
+            Self::Controller { rules_rx, exempt } => {
+                if rules_rx.changed().await.is_err() {
+                    // The conversation is over, which it is at the end only.
+                    std::future::pending::<()>().await;
+                }
+                let Some(assignment) = rules_rx.borrow_and_update().clone() else { return };
+                rules.take(rules.assign(assignment, exempt));
+                rules.news_tx.send_replace(());
+            }
+        }
+    }
+}
+
 // === impl Rules ===
 
 impl Rules {
-    fn change(&self, changed: Result<RuleFile, RulesFileError>) {
-        let result = changed.map_err(anyhow::Error::from).and_then(|file| self.apply(&file));
+    /// Notes how an attempt to change the rules ended.
+    fn take(&self, result: anyhow::Result<()>) {
         if let Err(error) = result {
             let error = format!("{error:#}");
             tracing::error!(error, "the rules stay as they were");
             self.shared.metrics.rules_refused();
             lock(&self.status).error = Some(error);
         }
+    }
+
+    /// Brings what the controller says into force.
+    fn assign(&self, assignment: Assignment, exempt: &[ipnet::IpNet]) -> anyhow::Result<()> {
+        let intercepts = assignment.intercepts.iter().map(|assigned| assigned.rule.clone()).collect();
+        self.apply(&RuleFile { intercepts, exempt: exempt.to_vec() })?;
+        *lock(&self.assigned) = assignment;
+        Ok(())
+    }
+
+    /// What there is to report to the controller, whenever it is called.
+    fn report(&self, key_hash: KeyHash, tunnel_port: u16) -> Box<dyn Fn() -> Report + Send + Sync> {
+        let (shared, kernel) = (self.shared.clone(), self.kernel.clone());
+        let (assigned, status) = (self.assigned.clone(), self.status.clone());
+        Box::new(move || {
+            let held = lock(&kernel).held();
+            let has = |port: u16| {
+                let key = PortKey { port, protocol: Protocol::Tcp };
+                held.as_ref().is_ok_and(|held| held.attached && held.ports.contains(&key))
+            };
+            let assigned = lock(&assigned);
+            let intercepts = assigned.intercepts.iter().map(|assigned| {
+                let rule = &assigned.rule;
+                let ports = || rule.ports.iter().map(|port| port.port.get());
+                Held {
+                    uid: assigned.uid.clone(),
+                    generation: assigned.generation,
+                    programmed: ports().all(has),
+                    connected: shared.hub.is_connected(&rule.client.key_hash),
+                    counters: shared.metrics.counters(&rule.name, ports()),
+                }
+            });
+            Report {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                key_hash,
+                tunnel_port,
+                refused: None,
+                error: lock(&status).error.clone(),
+                intercepts: intercepts.collect(),
+            }
+        })
     }
 
     /// Brings `file` into force. The agent knows a rule before the kernel steers for it.
@@ -228,6 +409,8 @@ impl Rules {
         }
         self.admission.allow(keys.clone());
         self.shared.hub.keep_only(&keys);
+        let named = |name: &str| file.intercepts.iter().any(|intercept| intercept.name == name);
+        self.shared.metrics.keep_only(named, |port| ports.iter().any(|key| key.port == port));
         let mut status = lock(&self.status);
         status.generation += 1;
         status.error = None;

@@ -1,9 +1,16 @@
 //! The command line of `sluice-agent`.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use clap::{Parser, ValueEnum};
+use sluice_api::contract::Env;
 use sluice_protocol::{DEFAULT_ADMIN_PORT, DEFAULT_TUNNEL_PORT};
+
+use crate::control::Settings;
 
 /// Sluice's data plane: steers the connections of this network namespace by port and takes those requests that fit a
 /// rule to the developer's machine.
@@ -14,8 +21,30 @@ use sluice_protocol::{DEFAULT_ADMIN_PORT, DEFAULT_TUNNEL_PORT};
 #[command(name = "sluice-agent", version)]
 pub struct Config {
     /// Rules to follow, in YAML or JSON; read again whenever the file changes
-    #[arg(long, value_name = "FILE")]
-    pub rules: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "controller")]
+    pub rules: Option<PathBuf>,
+
+    /// Controller to get the rules from where there is no --rules; this and the next five are set in a pod by injection
+    #[arg(long, value_name = "URL", env = Env::Controller.name(),
+        requires_all = ["controller_ca", "token_file", "pod_uid"])]
+    pub controller: Option<String>,
+
+    /// Certificates in PEM of the authorities that may have issued the controller's
+    #[arg(long, value_name = "PEM", env = Env::ControllerCa.name(), hide_env_values = true)]
+    pub controller_ca: Option<String>,
+
+    /// File with the token to show to the controller; read again for each connection
+    #[arg(long, value_name = "FILE", env = Env::TokenFile.name())]
+    pub token_file: Option<PathBuf>,
+
+    /// Uid of the pod
+    #[arg(long, value_name = "UID", env = Env::PodUid.name())]
+    pub pod_uid: Option<String>,
+
+    /// The node's addresses, separated by commas: connections from these, and from the default gateways, are the kubelet's
+    /// probes and never taken. Only with --controller; a rules file has a list of its own
+    #[arg(long, value_name = "ADDRESSES", env = Env::HostIps.name(), value_parser = addresses, default_value = "")]
+    pub host_ips: Addresses,
 
     /// UDP address on which clients connect
     #[arg(long, value_name = "ADDR", default_value_t = SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, DEFAULT_TUNNEL_PORT)))]
@@ -55,7 +84,60 @@ pub enum LogFormat {
     Json,
 }
 
+/// A list of addresses, as Kubernetes writes it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Addresses(pub Vec<IpAddr>);
+
+// === impl Config ===
+
+impl Config {
+    /// The controller to follow, where there is no rules file.
+    #[must_use]
+    pub fn settings(&self) -> Option<Settings> {
+        if self.rules.is_some() {
+            return None;
+        }
+        Some(Settings {
+            controller: self.controller.clone()?,
+            authorities: self.controller_ca.clone()?,
+            token_file: self.token_file.clone()?,
+            uid: self.pod_uid.clone()?,
+        })
+    }
+}
+
+fn addresses(text: &str) -> Result<Addresses, String> {
+    let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+    let parsed = parts.map(|part| part.parse::<IpAddr>().map_err(|_| format!("{part:?} is no IP address")));
+    Ok(Addresses(parsed.collect::<Result<_, _>>()?))
+}
+
 fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: u32 = text.parse().map_err(|_| "a whole number of seconds".to_owned())?;
     Ok(Duration::from_secs(seconds.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_come_from_a_file_or_from_a_controller_that_is_fully_known() {
+        let parse = |line: &str| Config::try_parse_from(line.split(' '));
+        let whole = "a --controller https://c:1 --controller-ca x --token-file t --pod-uid u";
+        assert!(parse("a --rules f").unwrap().settings().is_none());
+        assert!(parse(&format!("{whole} --rules f")).unwrap().settings().is_none());
+        assert_eq!(parse(whole).unwrap().settings().unwrap().uid, "u");
+        for part in [" --controller-ca x", " --token-file t", " --pod-uid u", " --controller https://c:1"] {
+            assert_eq!(parse(&whole.replace(part, "")).unwrap_err().exit_code(), 2, "without {part}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_written_as_kubernetes_writes_them() {
+        assert_eq!(addresses(""), Ok(Addresses::default()));
+        let both = Addresses(vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()]);
+        assert_eq!(addresses("10.0.0.1,fd00::1"), Ok(both));
+        assert!(addresses("10.0.0").unwrap_err().contains("10.0.0"));
+    }
 }

@@ -78,6 +78,7 @@ pub(crate) struct Steered {
 impl Steered {
     /// Serves it until it ends, whatever its port's rules are.
     pub(crate) async fn serve(self) -> Result<(), End> {
+        self.shared.metrics.steered(self.port);
         let rules = self.shared.rules.load();
         let all_tcp = rules.port(self.port).map(|rules| rules.all_tcp().cloned());
         drop(rules);
@@ -129,7 +130,7 @@ impl Steered {
         let open = self.open(rule, Kind::Tcp);
         match self.shared.hub.open(rule.intercept.client.key_hash, open).await {
             Ok(mut laptop) => {
-                self.shared.metrics.request(Decision::Diverted);
+                self.shared.metrics.rule(rule, Decision::Diverted);
                 join(&mut self.caller, &mut laptop).await;
                 Ok(())
             }
@@ -137,11 +138,11 @@ impl Steered {
                 tracing::debug!(intercept = rule.intercept.name, peer = %self.peer, "client unavailable: {why}");
                 match rule.intercept.on_unavailable {
                     OnUnavailable::PassThrough => {
-                        self.shared.metrics.request(Decision::UnavailablePassed);
+                        self.shared.metrics.rule(rule, Decision::UnavailablePassed);
                         self.pass_all().await
                     }
                     OnUnavailable::Reject => {
-                        self.shared.metrics.request(Decision::Rejected);
+                        self.shared.metrics.rule(rule, Decision::Rejected);
                         self.caller.abort();
                         Ok(())
                     }

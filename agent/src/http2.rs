@@ -2,8 +2,8 @@
 //!
 //! Owns one caller's connection from its preface on: an HTTP/2 server towards the caller, a client towards the app over
 //! the connection that was opened for this caller, and, per rule that has matched, a client over one stream to the
-//! developer's machine. Runs as one task per connection and one per request, all owned by the connection. The `h2`
-//! crate does frames, header compression and flow control; nothing here looks inside a body.
+//! developer's machine. Runs as one task per connection. The `h2` crate does frames, header compression and flow control;
+//! nothing here looks inside a body.
 
 mod body;
 mod laptop;
@@ -11,19 +11,19 @@ mod request;
 mod upgrade;
 
 use std::{
-    future::{Future as _, poll_fn},
+    future::poll_fn,
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
 };
 
 use bytes::{Buf as _, Bytes};
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use sluice_protocol::{duplex::QuicDuplex, rules::matcher::Rule};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
-    task::JoinSet,
 };
 
 use self::{laptop::Laptops, request::Exchange};
@@ -51,6 +51,10 @@ const MAX_STREAMS: u32 = 256;
 /// Largest header list that is taken from either side, in bytes as RFC 9113 §6.5.2 counts them.
 const MAX_HEADER_LIST: u32 = 128 << 10;
 
+/// Requests that are taken at once before the first of them are on their way: what has come together is worth writing
+/// together, but the app should not wait until the agent has looked at all of it.
+const BATCH: usize = 8;
+
 /// Bytes of answers that may wait for a caller that reads slowly.
 const SEND_BUFFER: usize = 256 << 10;
 
@@ -75,6 +79,13 @@ struct SteeredBy {
     peer: std::net::SocketAddr,
     destination: std::net::SocketAddr,
     port: u16,
+}
+
+/// What makes a connection's task look at its caller again.
+enum Event {
+    /// As many requests as are taken at once are on their way.
+    Batch,
+    App(AppSaid),
 }
 
 /// What has become of the app's connection.
@@ -149,7 +160,8 @@ pub(crate) async fn serve_switched(
     }
 }
 
-/// Serves the requests of one connection. `answer` is the one that is under way for the request that switched it: the
+/// Serves the requests of one connection, all of them within this one task: what wakes one of them mostly has work for
+/// the connections as well, and for the others. `answer` is the one that is under way for the request that switched it: the
 /// first one that the server sees.
 async fn run<A: AsyncRead + AsyncWrite + Unpin>(
     caller: Prefixed<TcpStream>,
@@ -159,44 +171,58 @@ async fn run<A: AsyncRead + AsyncWrite + Unpin>(
 ) -> Result<(), End> {
     let mut server = server().handshake(caller).await.map_err(End::Http2)?;
     let stopping = upstreams.steered.shared.stopping.clone();
+    let mut stopping = pin!(stopping.cancelled());
     let mut app = upstreams.app.clone();
     let upstreams = Arc::new(upstreams);
-    let mut requests = JoinSet::new();
+    let mut requests = FuturesUnordered::new();
     let (mut app_gone, mut told) = (false, false);
+    let mut accepted_now = 0;
     loop {
         // Each arm only polls: nothing is lost when another one comes first.
         tokio::select! {
             biased;
-            accepted = server.accept() => match accepted {
+            accepted = server.accept(), if accepted_now < BATCH => match accepted {
                 Some(Ok((request, respond))) => {
-                    let exchange = Exchange::new(upstreams.clone(), respond);
-                    match answer.take() {
-                        Some(answer) => requests.spawn(exchange.pass_on(answer)),
-                        None => requests.spawn(exchange.serve(request)),
-                    };
+                    accepted_now += 1;
+                    requests.push(Exchange::new(upstreams.clone(), respond).serve(request, answer.take()));
                 }
                 Some(Err(error)) => return Err(End::Http2(error)),
                 None => return Ok(()),
             },
-            said = poll_fn(|cx| poll_app(&mut app_connection, &mut app, told, cx)), if !app_gone => {
-                // The caller's next requests shall come over a new connection. Open ones go on as long as the app's
-                // connection does.
-                told = true;
-                server.graceful_shutdown();
-                if let AppSaid::Over(result) = said {
-                    app_gone = true;
-                    if let Err(error) = result {
-                        tracing::debug!(error = &error as &dyn std::error::Error, "the app's HTTP/2 connection broke");
+            event = poll_fn(|cx| {
+                poll_all(&mut requests, cx);
+                if !app_gone && let Poll::Ready(said) = poll_app(&mut app_connection, &mut app, told, cx) {
+                    return Poll::Ready(Event::App(said));
+                }
+                poll_all(&mut requests, cx);
+                if accepted_now < BATCH { Poll::Pending } else { Poll::Ready(Event::Batch) }
+            }) => match event {
+                Event::Batch => accepted_now = 0,
+                Event::App(said) => {
+                    // The caller's next requests shall come over a new connection. Open ones go on as long as the app's
+                    // connection does.
+                    told = true;
+                    server.graceful_shutdown();
+                    if let AppSaid::Over(result) = said {
+                        app_gone = true;
+                        if let Err(error) = result {
+                            let error = &error as &dyn std::error::Error;
+                            tracing::debug!(error, "the app's HTTP/2 connection broke");
+                        }
                     }
                 }
-            }
-            () = stopping.cancelled(), if !told => {
+            },
+            () = &mut stopping, if !told => {
                 told = true;
                 server.graceful_shutdown();
             },
-            Some(_) = requests.join_next() => {}
         }
     }
+}
+
+/// Goes on with every request that can.
+fn poll_all<F: Future<Output = ()>>(requests: &mut FuturesUnordered<F>, cx: &mut Context<'_>) {
+    while let Poll::Ready(Some(())) = requests.poll_next_unpin(cx) {}
 }
 
 /// Drives the app's connection; ready when it has ended and, unless the caller is `told` already, once the app has said

@@ -18,6 +18,7 @@ use sluice_protocol::{
     stream::{self, Open, RefusedReason, Reply},
     tls::{self, KeyPolicy},
 };
+use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use crate::metrics::Metrics;
@@ -64,6 +65,8 @@ pub struct Admission {
 #[derive(Debug, Default)]
 pub struct Hub {
     clients: Mutex<BTreeMap<KeyHash, Client>>,
+    /// hub --a client has come or gone--> whoever reports it
+    news_tx: watch::Sender<()>,
 }
 
 /// A connected client, as the status shows it.
@@ -117,6 +120,18 @@ impl KeyPolicy for Admission {
 // === impl Hub ===
 
 impl Hub {
+    /// A hub without clients, which says on `news_tx` when one has come or gone.
+    #[must_use]
+    pub fn new(news_tx: watch::Sender<()>) -> Self {
+        Self { clients: Mutex::default(), news_tx }
+    }
+
+    /// Whether the client with this key is connected.
+    #[must_use]
+    pub fn is_connected(&self, key: &KeyHash) -> bool {
+        lock(&self.clients).contains_key(key)
+    }
+
     /// Accepts clients until the endpoint is closed. Every task it starts is in `tasks`.
     pub async fn accept(self: Arc<Self>, endpoint: quinn::Endpoint, admission: Arc<Admission>, tasks: TaskTracker) {
         while let Some(incoming) = endpoint.accept().await {
@@ -151,12 +166,14 @@ impl Hub {
         if !admission.admits(&key) {
             CloseCode::NotAllowed.close(&connection);
         }
+        self.news_tx.send_replace(());
         let reason = connection.closed().await;
         let mut clients = lock(&self.clients);
         if clients.get(&key).is_some_and(|c| c.connection.stable_id() == connection.stable_id()) {
             clients.remove(&key);
         }
         drop(clients);
+        self.news_tx.send_replace(());
         tracing::info!(%key, %address, %reason, "client gone");
     }
 

@@ -3,13 +3,17 @@
 //!
 //! One process, one thread, in the pod's network namespace. A connection comes in through [`kernel`] and is served by
 //! `connection`, which hands it to `http1`, `http2` or a plain join; [`dialer`] reaches the app, [`hub`] the clients.
-//! It has no Kubernetes rights and talks to no API.
+//! It has no Kubernetes rights
+//! and talks to no API: in a pod, [`control`] gets the rules from Sluice's controller.
 
 mod admin;
 pub mod app;
 pub mod config;
 pub mod connection;
+pub mod control;
 pub mod dialer;
+pub mod forwarded;
+pub mod gateway;
 pub mod http1;
 mod http2;
 pub mod hub;

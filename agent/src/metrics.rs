@@ -3,12 +3,16 @@
 //! Owns the names and labels; labels have a fixed set of values each. Counting is one atomic addition, so it may be
 //! done for every request. What the kernel counts is read when somebody asks.
 
-use std::sync::Arc;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
+use sluice_protocol::{control::Counters, rules::matcher::Rule};
 
 use crate::http1::Doubt;
 
@@ -54,6 +58,17 @@ struct Inner {
     keys_refused: Counter,
     rules_refused: Counter,
     rules_generation: Gauge,
+    /// Not in the registry: names are no labels with a fixed set of values.
+    tallies: Mutex<Tallies>,
+}
+
+/// What is counted for the controller, which shows it with each Intercept.
+#[derive(Debug, Default)]
+struct Tallies {
+    /// Connections that were steered, by port.
+    ports: BTreeMap<u16, u64>,
+    /// Decisions, by the intercept's name.
+    intercepts: BTreeMap<String, [u64; 5]>,
 }
 
 /// Counts a connection as open until dropped.
@@ -112,6 +127,7 @@ impl Metrics {
             keys_refused,
             rules_refused,
             rules_generation,
+            tallies: Mutex::default(),
         }))
     }
 
@@ -126,6 +142,49 @@ impl Metrics {
 
     pub(crate) fn request(&self, decision: Decision) {
         self.0.requests[decision as usize].inc();
+    }
+
+    /// A request, or a connection, that fits `rule`.
+    pub(crate) fn rule(&self, rule: &Rule, decision: Decision) {
+        self.request(decision);
+        let mut tallies = self.tallies();
+        // Looked up first, so that only the first one of an intercept copies its name.
+        match tallies.intercepts.get_mut(&rule.intercept.name) {
+            Some(counts) => counts[decision as usize] += 1,
+            None => tallies.intercepts.entry(rule.intercept.name.clone()).or_default()[decision as usize] += 1,
+        }
+    }
+
+    /// A connection that the kernel has given to the agent.
+    pub(crate) fn steered(&self, port: u16) {
+        *self.tallies().ports.entry(port).or_default() += 1;
+    }
+
+    /// What was counted for the intercept `name` with these ports. All its ports' connections are counted as steered, also
+    /// those of other intercepts on them.
+    pub(crate) fn counters(&self, name: &str, ports: impl Iterator<Item = u16>) -> Counters {
+        let tallies = self.tallies();
+        let counts = tallies.intercepts.get(name).copied().unwrap_or_default();
+        let of = |decision: Decision| counts[decision as usize];
+        Counters {
+            steered: ports.filter_map(|port| tallies.ports.get(&port)).sum(),
+            matched: counts.iter().sum(),
+            taken: of(Decision::Diverted) + of(Decision::Failed),
+            passed_through: of(Decision::UnavailablePassed),
+            rejected: of(Decision::Rejected),
+        }
+    }
+
+    /// Forgets the counts of all intercepts but these, and of all ports but these.
+    pub(crate) fn keep_only(&self, name: impl Fn(&str) -> bool, port: impl Fn(u16) -> bool) {
+        let mut tallies = self.tallies();
+        tallies.intercepts.retain(|known, _| name(known));
+        tallies.ports.retain(|&known, _| port(known));
+    }
+
+    /// A panic while it is held cannot leave it half changed.
+    fn tallies(&self) -> MutexGuard<'_, Tallies> {
+        self.0.tallies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn wire(&self, doubt: Doubt) {

@@ -15,13 +15,19 @@ use crate::{
     admission::{self, AppState},
     cluster::Cluster,
     config::Config,
+    controller::{Controller, door::Door},
     health::{self, Readiness},
-    leader, server,
+    leader,
+    refusals::Refusals,
+    server,
     tls::{self, Current, keeper::Keeper},
 };
 
 /// Connections at a time. API servers need a handful; the memory of this many is bounded well below the limit.
 const MAX_CONNECTIONS: usize = 512;
+
+/// Agents at a time: all pods of a large cluster.
+const MAX_AGENTS: usize = 16 << 10;
 
 /// Runs until `stop`.
 ///
@@ -39,6 +45,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<()> {
     let current = Arc::new(Current::default());
     let readiness = Readiness::new(current.clone());
     let admission_listener = bind(config.admission).await?;
+    let agents_listener = bind(config.agents).await?;
     let health_listener = bind(config.health).await?;
     readiness.listening();
 
@@ -47,15 +54,27 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<()> {
     let state = AppState::new(cluster.clone(), options, current.clone());
     let server_config = Arc::new(tls::server_config(current.clone(), provider.clone())?);
     let (leads_tx, leads_rx) = watch::channel(false);
+    let (controller, observing) = Controller::new(client.clone(), config.replica.clone());
+    let refusals = Refusals::new();
+    let door = Door::new(client.clone(), &controller, leads_rx.clone(), refusals.clone(), stop.child_token());
     let keeper = Keeper { client: client.clone(), namespace: config.namespace.clone(), policy, current, provider };
 
     // Served to the end, so that the probes see the stop coming.
     let mut parts = JoinSet::new();
-    let probes = health::router(readiness.clone());
+    let probes = health::router(readiness.clone(), refusals);
     parts.spawn(async move { axum::serve(health_listener, probes).await.context("the probes' server ended") });
     parts.spawn(async move {
         following.await;
         anyhow::bail!("the cluster is not followed any more")
+    });
+    parts.spawn(async move {
+        observing.await;
+        anyhow::bail!("workloads are not followed any more")
+    });
+    let leads = leads_rx.clone();
+    parts.spawn(async move {
+        Box::pin(controller.run(leads)).await;
+        anyhow::bail!("the controller ended")
     });
     parts.spawn(async move {
         Box::pin(keeper.run(leads_rx)).await;
@@ -74,6 +93,13 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<()> {
     let mut ending = JoinSet::new();
     let (namespace, replica) = (config.namespace, config.replica);
     ending.spawn(leader::run(client, namespace, replica, leads_tx, stop.clone().cancelled_owned()));
+    ending.spawn(server::serve(
+        agents_listener,
+        server_config.clone(),
+        door.router(),
+        MAX_AGENTS,
+        stop.clone(),
+    ));
     ending.spawn(server::serve(
         admission_listener,
         server_config,

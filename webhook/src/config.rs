@@ -55,7 +55,11 @@ pub struct Config {
     #[arg(long, value_name = "ADDR", default_value_t = everywhere(endpoint::ADMISSION_PORT))]
     pub admission: SocketAddr,
 
-    /// TCP address for the kubelet's probes
+    /// TCP address for agents
+    #[arg(long, value_name = "ADDR", default_value_t = everywhere(endpoint::AGENT_PORT))]
+    pub agents: SocketAddr,
+
+    /// TCP address for the kubelet's probes and for metrics
     #[arg(long, value_name = "ADDR", default_value_t = everywhere(endpoint::HEALTH_PORT))]
     pub health: SocketAddr,
 

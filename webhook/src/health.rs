@@ -1,4 +1,4 @@
-//! Answers the kubelet's probes, by plain HTTP on a port of its own.
+//! Answers the kubelet's probes, and Prometheus, by plain HTTP on a port of its own.
 //!
 //! Owns what counts as ready: a certificate is served, the listeners are bound, the cluster has been read once. Being
 //! alive means to answer at all.
@@ -9,10 +9,10 @@ use std::sync::{
 };
 
 use axum::{Router, extract::State, routing::get};
-use http::StatusCode;
+use http::{HeaderName, StatusCode, header};
 use sluice_api::contract::endpoint;
 
-use crate::tls::Current;
+use crate::{refusals::Refusals, tls::Current};
 
 /// What readiness depends on; cheap to clone.
 #[derive(Debug, Clone)]
@@ -61,11 +61,17 @@ impl Readiness {
 }
 
 /// The routes.
-pub fn router(readiness: Readiness) -> Router {
+pub fn router(readiness: Readiness, refusals: Refusals) -> Router {
     Router::new()
+        .route(endpoint::METRICS, get(async move || metrics(&refusals)))
         .route(endpoint::HEALTHZ, get(async || "ok\n"))
         .route(endpoint::READYZ, get(ready))
         .with_state(readiness)
+}
+
+fn metrics(refusals: &Refusals) -> ([(HeaderName, &'static str); 1], String) {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], refusals.encode())
 }
 
 async fn ready(State(readiness): State<Readiness>) -> (StatusCode, String) {

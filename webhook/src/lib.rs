@@ -9,6 +9,8 @@
 //! | [`overlap`] | whether two Intercepts could want the same request, as a pure function |
 //! | [`admission`] | the endpoints that the API server asks |
 //! | [`cluster`] | what is known of the cluster |
+//! | [`controller`] | rules for agents, status of Intercepts |
+//! | [`refusals`] | agents that were not let in, counted |
 //! | [`tls`] | the certificate: made, stored, rotated, made known |
 //! | [`server`] | HTTPS |
 //! | [`leader`] | which replica does what only one may do |
@@ -21,9 +23,11 @@ pub mod admission;
 pub mod app;
 pub mod cluster;
 pub mod config;
+pub mod controller;
 pub mod health;
 pub mod inject;
 pub mod leader;
 pub mod overlap;
+pub mod refusals;
 pub mod server;
 pub mod tls;

@@ -27,14 +27,23 @@ struct Image {
 }
 
 /// All images that Sluice consists of.
-const IMAGES: [Image; 1] = [Image {
-    name: "agent",
-    package: "sluice-agent",
-    programs: &[("sluice-agent", "/sluice-agent")],
-    // Container runtimes give the capabilities that a pod adds to root only. The pod drops all the others.
-    user: "0:0",
-    limit: 25,
-}];
+const IMAGES: [Image; 2] = [
+    Image {
+        name: "agent",
+        package: "sluice-agent",
+        programs: &[("sluice-agent", "/sluice-agent")],
+        // Container runtimes give the capabilities that a pod adds to root only. The pod drops all the others.
+        user: "0:0",
+        limit: 25,
+    },
+    Image {
+        name: "webhook",
+        package: "sluice-webhook",
+        programs: &[("sluice-webhook", "/sluice-webhook")],
+        user: "65532:65532",
+        limit: 40,
+    },
+];
 
 /// Takes symbols out of programs, and shows which libraries they need.
 const TOOLS: &[system::Tool] = &[("strip", "binutils"), ("ldd", "libc-bin")];

@@ -97,7 +97,7 @@ pub(super) async fn divert(
         let metrics = &relay.steered.shared.metrics;
         match outcome {
             Outcome::Answered { close, complete } => {
-                metrics.request(Decision::Diverted);
+                metrics.rule(&rule, Decision::Diverted);
                 if close || head.close {
                     linger(&mut relay.steered.caller).await;
                     if complete {
@@ -112,7 +112,7 @@ pub(super) async fn divert(
                 return Ok(Diverted::Answered);
             }
             Outcome::Switched => {
-                metrics.request(Decision::Diverted);
+                metrics.rule(&rule, Decision::Diverted);
                 return switched(relay, stream, out, sent).await;
             }
             Outcome::Http2(first) => {
@@ -122,7 +122,7 @@ pub(super) async fn divert(
                 return Ok(Diverted::Http2 { rule, stream, first });
             }
             Outcome::UntilEnd => {
-                metrics.request(Decision::Diverted);
+                metrics.rule(&rule, Decision::Diverted);
                 return until_end(relay, stream, out).await;
             }
             // The local server may close an idle connection just when the next request is sent to it, as any server.
@@ -132,15 +132,15 @@ pub(super) async fn divert(
                 }
             }
             Outcome::Unanswered if whole => return unavailable(relay, &rule, head).await,
-            Outcome::Unanswered => return bad_gateway(relay, head).await,
+            Outcome::Unanswered => return bad_gateway(relay, &rule, head).await,
             // The local process has had the request, so nobody else gets it; the caller sees what it would see of it.
             Outcome::Silent | Outcome::CutShort => {
-                metrics.request(Decision::Failed);
+                metrics.rule(&rule, Decision::Failed);
                 linger(&mut relay.steered.caller).await;
                 return Ok(Diverted::Closed);
             }
             Outcome::Reset(error) => {
-                metrics.request(Decision::Failed);
+                metrics.rule(&rule, Decision::Failed);
                 return Err(relay.broken(End::Laptop(error)));
             }
         }
@@ -201,11 +201,11 @@ async fn unavailable(relay: &mut Relay, rule: &Rule, head: RequestHead) -> Resul
     let metrics = &relay.steered.shared.metrics;
     match rule.intercept.on_unavailable {
         OnUnavailable::PassThrough => {
-            metrics.request(Decision::UnavailablePassed);
+            metrics.rule(rule, Decision::UnavailablePassed);
             Ok(Diverted::PassOn)
         }
         OnUnavailable::Reject => {
-            metrics.request(Decision::Rejected);
+            metrics.rule(rule, Decision::Rejected);
             let text = format!("the client of intercept {} is not available\n", rule.intercept.name);
             answer(relay, head, "503 Service Unavailable", "Retry-After: 1\r\n", &text).await
         }
@@ -213,8 +213,8 @@ async fn unavailable(relay: &mut Relay, rule: &Rule, head: RequestHead) -> Resul
 }
 
 /// The client took the request and went away, and its first bytes are no longer here for the app.
-async fn bad_gateway(relay: &mut Relay, head: RequestHead) -> Result<Diverted, End> {
-    relay.steered.shared.metrics.request(Decision::Failed);
+async fn bad_gateway(relay: &mut Relay, rule: &Rule, head: RequestHead) -> Result<Diverted, End> {
+    relay.steered.shared.metrics.rule(rule, Decision::Failed);
     answer(relay, RequestHead { close: true, ..head }, "502 Bad Gateway", "", "the client went away\n").await
 }
 

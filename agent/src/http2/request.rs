@@ -1,9 +1,10 @@
 //! One HTTP/2 request: decided, sent to the app or to a client, and its answer passed on.
 //!
-//! Runs as a task of its own, owned by the connection. Resets go through in both directions with their reason.
+//! Runs within the connection's task, as one of the futures that it owns. Resets go through in both directions with
+//! their reason. There is one future for each request that is open, so what is large and seldom needed is in a box.
 
 use std::{
-    future::{Future as _, poll_fn},
+    future::poll_fn,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -65,32 +66,41 @@ impl Exchange {
         Self { upstreams, respond, grpc: false }
     }
 
-    /// Sees the request through.
-    pub(super) async fn serve(mut self, request: Request<RecvStream>) {
+    /// Sees the request through. `answer` is under way already for the request that has switched the connection.
+    pub(super) async fn serve(mut self, request: Request<RecvStream>, answer: Option<ResponseFuture>) {
+        if let Some(answer) = answer {
+            return Box::pin(self.pass_on(answer)).await;
+        }
         let (parts, recv) = request.into_parts();
         let kind = parts.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
         self.grpc = kind.is_some_and(|kind| kind.starts_with(GRPC.as_bytes()));
+        match self.upstreams.steered.decide(&parts) {
+            None => {
+                self.upstreams.steered.shared.metrics.request(Decision::Passed);
+                self.pass(parts, &mut RequestBody::new(recv, false)).await;
+            }
+            Some(rule) => Box::pin(self.divert(&rule, parts, recv)).await,
+        }
+    }
+
+    /// Takes the request to the client of `rule`.
+    async fn divert(&mut self, rule: &matcher::Rule, parts: Parts, recv: RecvStream) {
         let upstreams = self.upstreams.clone();
         let metrics = &upstreams.steered.shared.metrics;
-        let Some(rule) = upstreams.steered.decide(&parts) else {
-            metrics.request(Decision::Passed);
-            let mut body = RequestBody::new(recv, false);
-            return self.pass(&parts, &mut body).await;
-        };
         let mut body = RequestBody::new(recv, true);
         let mut tried = false;
         loop {
-            match upstreams.laptops.get(&upstreams.steered, &rule).await {
-                Ok(laptop) => match self.attempt(laptop, &parts, &mut body).await {
+            match upstreams.laptops.get(&upstreams.steered, rule).await {
+                Ok(laptop) => match self.attempt(laptop, parts.clone(), &mut body).await {
                     // Its server said goodbye just now: a new connection to it takes the request.
                     Err(Failed::NotSent) if body.is_whole() && !tried => tried = true,
                     Err(Failed::NotSent | Failed::Unanswered) if body.is_whole() => break,
                     Err(Failed::NotSent | Failed::Unanswered) => {
-                        metrics.request(Decision::Failed);
+                        metrics.rule(rule, Decision::Failed);
                         return self.refuse(StatusCode::BAD_GATEWAY, "the client went away\n");
                     }
                     result => {
-                        metrics.request(Decision::Diverted);
+                        metrics.rule(rule, Decision::Diverted);
                         return self.finish(&result);
                     }
                 },
@@ -103,18 +113,18 @@ impl Exchange {
         }
         match rule.intercept.on_unavailable {
             OnUnavailable::PassThrough => {
-                metrics.request(Decision::UnavailablePassed);
+                metrics.rule(rule, Decision::UnavailablePassed);
                 body.forget();
-                self.pass(&parts, &mut body).await;
+                self.pass(parts, &mut body).await;
             }
             OnUnavailable::Reject => {
-                metrics.request(Decision::Rejected);
+                metrics.rule(rule, Decision::Rejected);
                 self.refuse(StatusCode::SERVICE_UNAVAILABLE, "the client of this intercept is not available\n");
             }
         }
     }
 
-    async fn pass(&mut self, parts: &Parts, body: &mut RequestBody) {
+    async fn pass(&mut self, parts: Parts, body: &mut RequestBody) {
         let app = self.upstreams.app.clone();
         match self.attempt(app, parts, body).await {
             Err(Failed::Unanswered) => self.refuse(StatusCode::SERVICE_UNAVAILABLE, "the app closed its connection\n"),
@@ -126,7 +136,7 @@ impl Exchange {
     async fn attempt(
         &mut self,
         upstream: SendRequest<Bytes>,
-        parts: &Parts,
+        parts: Parts,
         body: &mut RequestBody,
     ) -> Result<(), Failed> {
         let mut upstream = tokio::select! {
@@ -148,38 +158,28 @@ impl Exchange {
         mut answer: ResponseFuture,
         send: &mut SendStream<Bytes>,
         body: &mut RequestBody,
-        mut sent: bool,
+        whole: bool,
     ) -> Result<(), Failed> {
-        let mut sending = Box::pin(body.send(send));
-        let response = loop {
-            tokio::select! {
-                biased;
-                response = poll_fn(|cx| poll_answer(&mut self.respond, &mut answer, cx)) => break response?,
-                result = &mut sending, if !sent => match result {
-                    // The answer says what the upstream thinks of a body that it did not want.
-                    Ok(()) | Err(Broken::Sink(_)) => sent = true,
-                    Err(Broken::Source(error)) => {
-                        return Err(Failed::Cancelled(error.reason().unwrap_or(Reason::CANCEL)));
-                    }
-                },
-            }
-        };
-        let mut passing = Box::pin(self.answer(response));
-        loop {
-            tokio::select! {
-                biased;
-                result = &mut passing => break result?,
-                result = &mut sending, if !sent => match result {
-                    Ok(()) | Err(Broken::Sink(_)) => sent = true,
-                    Err(Broken::Source(error)) => {
-                        return Err(Failed::Cancelled(error.reason().unwrap_or(Reason::CANCEL)));
-                    }
-                },
-            }
+        let mut sending = (!whole).then(|| Box::pin(body.send(send)));
+        let response = poll_fn(|cx| match poll_answer(&mut self.respond, &mut answer, cx) {
+            Poll::Ready(response) => Poll::Ready(response),
+            Poll::Pending => poll_sending(&mut sending, cx),
+        });
+        let response = response.await?;
+        if sending.is_none() {
+            return self.answer(response).await;
         }
+        let mut passing = Box::pin(self.answer(response));
+        poll_fn(|cx| match passing.as_mut().poll(cx) {
+            Poll::Ready(result) => Poll::Ready(result),
+            Poll::Pending => poll_sending(&mut sending, cx),
+        })
+        .await?;
         // An answer may be complete before its request, whose rest is wanted all the same unless the upstream says
         // otherwise (RFC 9113 §8.1). The end of this tells the caller so, by a reset without error.
-        if !sent && let Err(Broken::Source(error)) = sending.await {
+        if let Some(rest) = sending
+            && let Err(Broken::Source(error)) = rest.await
+        {
             return Err(Failed::Cancelled(error.reason().unwrap_or(Reason::CANCEL)));
         }
         Ok(())
@@ -205,7 +205,7 @@ impl Exchange {
     }
 
     /// Passes on the answer to the request that switched the connection to HTTP/2.
-    pub(super) async fn pass_on(mut self, mut answer: ResponseFuture) {
+    async fn pass_on(mut self, mut answer: ResponseFuture) {
         let result = match poll_fn(|cx| poll_answer(&mut self.respond, &mut answer, cx)).await {
             Ok(response) => self.answer(response).await,
             Err(failed) => Err(failed),
@@ -248,9 +248,26 @@ impl Exchange {
 
 /// Waits until the caller resets the stream.
 async fn reset(respond: &mut SendResponse<Bytes>) -> Reason {
-    match poll_fn(|cx| respond.poll_reset(cx)).await {
-        Ok(reason) => reason,
-        Err(error) => error.reason().unwrap_or(Reason::CANCEL),
+    poll_fn(|cx| poll_reset(respond, cx)).await
+}
+
+fn poll_reset(respond: &mut SendResponse<Bytes>, cx: &mut Context<'_>) -> Poll<Reason> {
+    let reset = respond.poll_reset(cx);
+    reset.map(|reset| reset.unwrap_or_else(|error| error.reason().unwrap_or(Reason::CANCEL)))
+}
+
+/// Goes on sending a body as long as there is one. Ready only when its sender has given up.
+fn poll_sending<T, F>(sending: &mut Option<Pin<Box<F>>>, cx: &mut Context<'_>) -> Poll<Result<T, Failed>>
+where
+    F: Future<Output = Result<(), Broken>>,
+{
+    let Some(body) = sending else { return Poll::Pending };
+    let Poll::Ready(sent) = body.as_mut().poll(cx) else { return Poll::Pending };
+    *sending = None;
+    match sent {
+        // The answer says what the upstream thinks of a body that it did not want.
+        Ok(()) | Err(Broken::Sink(_)) => Poll::Pending,
+        Err(Broken::Source(error)) => Poll::Ready(Err(Failed::Cancelled(error.reason().unwrap_or(Reason::CANCEL)))),
     }
 }
 
@@ -261,8 +278,8 @@ fn poll_answer(
     answer: &mut ResponseFuture,
     cx: &mut Context<'_>,
 ) -> Poll<Result<Response<RecvStream>, Failed>> {
-    if let Poll::Ready(reset) = respond.poll_reset(cx) {
-        return Poll::Ready(Err(Failed::Cancelled(reset.unwrap_or_else(|e| e.reason().unwrap_or(Reason::CANCEL)))));
+    if let Poll::Ready(reason) = poll_reset(respond, cx) {
+        return Poll::Ready(Err(Failed::Cancelled(reason)));
     }
     while let Poll::Ready(Some(Ok(interim))) = answer.poll_informational(cx) {
         // Fails only if the caller has given it up, which is noticed before the next one.
@@ -283,14 +300,9 @@ fn failed(error: &h2::Error, unanswered: bool) -> Failed {
 
 /// The request as the caller sent it. Without an authority (only `host`) it is relative, which the `h2` crate takes for
 /// a request of HTTP/1.1 only; it sends it as it should.
-fn request(parts: &Parts) -> Request<()> {
-    let mut request = Request::new(());
-    *request.method_mut() = parts.method.clone();
-    *request.uri_mut() = parts.uri.clone();
-    *request.headers_mut() = parts.headers.clone();
-    *request.version_mut() =
-        if parts.uri.authority().is_some() { http::Version::HTTP_2 } else { http::Version::HTTP_11 };
-    request
+fn request(mut parts: Parts) -> Request<()> {
+    parts.version = if parts.uri.authority().is_some() { http::Version::HTTP_2 } else { http::Version::HTTP_11 };
+    Request::from_parts(parts, ())
 }
 
 // === impl Failed ===

@@ -1,8 +1,8 @@
 //! The benchmark's app: small answers over HTTP/1, HTTP/2 and gRPC, as quickly as common libraries give them.
 //!
 //! A process of its own inside the pod, and one on the laptop, with two threads that share the connections evenly. HTTP/1
-//! is hyper's, HTTP/2 the `h2` crate's, gRPC tonic's: what an efficient app of today is made of, and what Sluice's
-//! targets were measured with. Besides, a responder that does nothing but write prepared bytes ([`prepared`]).
+//! and HTTP/2 are hyper's, gRPC is tonic's: what an efficient app of today is made of, and what Sluice's targets were
+//! measured with. Besides, a responder that does nothing but write prepared bytes ([`prepared`]).
 
 mod prepared;
 
@@ -17,8 +17,12 @@ use bytes::Bytes;
 use futures_util::stream;
 use http::{HeaderValue, Response, header::CONTENT_TYPE};
 use http_body_util::Full;
-use hyper::{server::conn::http1, service::service_fn};
-use hyper_util::rt::TokioIo;
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use socket2::{Domain, Protocol as SocketProtocol, Socket, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -174,13 +178,12 @@ impl Service {
         let body = self.body.clone();
         match protocol {
             Protocol::Http1 => {
-                let answer = service_fn(move |_| {
-                    let answer = answer(Full::new(body.clone()));
-                    async { Ok::<_, Infallible>(answer) }
-                });
-                tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), answer));
+                tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), answers(body)));
             }
-            Protocol::Http2 => drop(tokio::spawn(http2(stream, body))),
+            Protocol::Http2 => {
+                let server = http2::Builder::new(TokioExecutor::new());
+                tokio::spawn(server.serve_connection(TokioIo::new(stream), answers(body)));
+            }
             Protocol::Grpc => drop(self.grpc_tx.send(Ok(stream))),
             Protocol::PreparedHttp1 => drop(tokio::spawn(prepared::http1(stream, body))),
             Protocol::PreparedHttp2 => drop(tokio::spawn(prepared::http2(stream, body))),
@@ -188,23 +191,15 @@ impl Service {
     }
 }
 
-fn answer<B>(body: B) -> Response<B> {
-    let mut answer = Response::new(body);
-    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-    answer
-}
-
-/// Answers each request where it is read: there is nothing to wait for.
-async fn http2(stream: TcpStream, body: Bytes) -> Result<(), h2::Error> {
-    let mut connection = h2::server::handshake(stream).await?;
-    while let Some(accepted) = connection.accept().await {
-        let (_, mut respond) = accepted?;
-        // Both fail only for a request that its caller has given up.
-        if let Ok(mut sending) = respond.send_response(answer(()), false) {
-            let _ = sending.send_data(body.clone(), true);
-        }
-    }
-    Ok(())
+/// Answers every request with this body.
+fn answers(
+    body: Bytes,
+) -> impl hyper::service::HttpService<Incoming, ResBody = Full<Bytes>, Error = Infallible, Future: Send> {
+    service_fn(move |_| {
+        let mut answer = Response::new(Full::new(body.clone()));
+        answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+        std::future::ready(Ok(answer))
+    })
 }
 
 // === impl Words64 ===

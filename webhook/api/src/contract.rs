@@ -102,6 +102,8 @@ pub mod endpoint {
     pub const INTERCEPTS: &str = "/intercepts";
     /// The process works.
     pub const HEALTHZ: &str = "/healthz";
+    /// What is counted, for Prometheus.
+    pub const METRICS: &str = "/metrics";
     /// It has a certificate, listens, and knows the cluster.
     pub const READYZ: &str = "/readyz";
 }

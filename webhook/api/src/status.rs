@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+pub use sluice_protocol::control::Counters;
 use sluice_protocol::key::KeyHash;
 
 /// Most pods that are listed one by one; `podsReady` counts them all.
@@ -47,6 +48,10 @@ pub struct InterceptStatus {
     #[schemars(length(max = 256))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["uid".into()]))]
     pub pods: Vec<PodStatus>,
+    /// Since when none of the agents that wait for the client has a connection to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "optional_time")]
+    pub client_away_since: Option<String>,
     /// When it ends by its time to live.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "optional_time")]
@@ -80,32 +85,6 @@ pub struct PodStatus {
     /// What the agent has counted for this Intercept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counters: Option<Counters>,
-}
-
-/// What an agent has counted for one Intercept since it started.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Counters {
-    /// Connections that the kernel gave to the agent on its ports.
-    #[schemars(schema_with = "count")]
-    pub steered: u64,
-    /// Requests or connections that matched.
-    #[schemars(schema_with = "count")]
-    pub matched: u64,
-    /// Those of them that the client took.
-    #[schemars(schema_with = "count")]
-    pub taken: u64,
-    /// Those that went to the app because the client could not take them.
-    #[schemars(schema_with = "count")]
-    pub passed_through: u64,
-    /// Those that were refused because the client could not take them.
-    #[schemars(schema_with = "count")]
-    pub rejected: u64,
-}
-
-/// Kubernetes warns of every format that it does not know, `uint64` among them.
-fn count(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    schemars::json_schema!({"type": "integer", "format": "int64", "minimum": 0})
 }
 
 fn optional_time(_: &mut schemars::SchemaGenerator) -> schemars::Schema {

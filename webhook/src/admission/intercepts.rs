@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use sluice_api::Intercept;
 
 use super::review::{Operation, Reply, Request};
-use crate::{cluster::Cluster, overlap};
+use crate::{cluster::Cluster, controller::plan::is_silent, overlap};
 
 /// The answer about an Intercept.
 #[derive(Debug, Clone, PartialEq)]
@@ -65,7 +65,10 @@ pub(super) async fn review(request: &Request, cluster: &Cluster) -> Verdict {
     };
     match cluster.intercepts(&request.namespace).await {
         Ok(others) => {
-            if let Some(conflict) = overlap::conflict(&intercept, &others) {
+            // One whose client is away gives way; the controller removes it when it sees the newcomer.
+            let now = jiff::Timestamp::now();
+            let others = others.iter().filter(|other| !is_silent(other, now));
+            if let Some(conflict) = overlap::conflict(&intercept, others) {
                 return Verdict::refused(StatusCode::CONFLICT, conflict.to_string());
             }
         }

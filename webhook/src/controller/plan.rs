@@ -1,0 +1,329 @@
+//! What follows from the Intercepts, the pods and what the agents say.
+//!
+//! Owns the decision which agent gets which rules, what stands in each Intercept's status, and which Intercept ends. A pure
+//! function of what is known and the time: the controller does what it says. It knows no connection and no API.
+
+use std::collections::BTreeMap;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::ResourceExt as _;
+use sluice_api::{
+    Intercept, PortRef,
+    contract::label,
+    status::{InterceptStatus, MAX_PODS, PodStatus, condition},
+};
+use sluice_protocol::{
+    control::{Assigned, Report},
+    rules,
+};
+
+use super::world::PodFacts;
+use crate::overlap;
+
+/// An Intercept whose client has been away for so long is removed.
+pub const ABANDONED: SignedDuration = SignedDuration::from_mins(10);
+
+/// One whose client has been away for so long gives way to a newcomer.
+pub const SILENT: SignedDuration = SignedDuration::from_mins(1);
+
+/// An Intercept with its pods.
+#[derive(Debug)]
+pub(crate) struct Case<'a> {
+    pub(crate) intercept: &'a Intercept,
+    /// The target exists.
+    pub(crate) exists: bool,
+    /// Its pods.
+    pub(crate) pods: Vec<PodFacts>,
+}
+
+/// What an agent has said last.
+#[derive(Debug, Clone)]
+pub(crate) struct Heard {
+    pub(crate) report: Report,
+}
+
+/// What is to be done.
+#[derive(Debug, Default)]
+pub(crate) struct Plan {
+    /// By the pods' uids. Every agent that is not here gets no rules.
+    pub(crate) rules: BTreeMap<String, Vec<Assigned>>,
+    /// By the Intercepts' uids.
+    pub(crate) status: BTreeMap<String, InterceptStatus>,
+    /// Uids of Intercepts to delete, and why.
+    pub(crate) ends: BTreeMap<String, End>,
+}
+
+/// Why an Intercept ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Its time to live is over.
+    Expired,
+    /// Its client has been away for [`ABANDONED`].
+    Abandoned,
+    /// Its client has been away for [`SILENT`], and somebody else wants the same.
+    TakenOver {
+        /// Name of the newer one.
+        by: String,
+        /// Whose it is.
+        owner: String,
+    },
+}
+
+/// Since when no agent has a connection to the client, although some wait for it.
+pub(crate) fn away_since(intercept: &Intercept) -> Option<Timestamp> {
+    intercept.status.as_ref()?.client_away_since.as_ref()?.parse().ok()
+}
+
+/// Whether a newcomer may have its requests: its client has been away for [`SILENT`].
+#[must_use]
+pub fn is_silent(intercept: &Intercept, now: Timestamp) -> bool {
+    away_since(intercept).is_some_and(|since| now.duration_since(since) >= SILENT)
+}
+
+/// Makes the plan for the Intercepts of one namespace. `heard` are the agents by their pods' uids; `fresh` are those pods of
+/// which nothing has been heard yet because this controller, or their agent, has just started to talk: what the status says
+/// about them stays.
+pub(crate) fn plan(
+    mut cases: Vec<Case<'_>>,
+    heard: &BTreeMap<String, Heard>,
+    fresh: &dyn Fn(&str) -> bool,
+    now: Timestamp,
+) -> Plan {
+    let mut plan = Plan::default();
+    cases.retain(|case| case.intercept.metadata.deletion_timestamp.is_none());
+    // The order in which they are accepted: older ones go first, and of equally old ones chance must not decide.
+    cases.sort_by_key(|case| (created(case.intercept), case.intercept.name_any()));
+    let mut accepted: Vec<&Intercept> = Vec::new();
+    for case in &cases {
+        let (intercept, uid) = (case.intercept, uid(case.intercept));
+        if let Some(end) = ends(intercept, now) {
+            plan.ends.insert(uid, end);
+            continue;
+        }
+        let mut conflict = None;
+        while let Some(found) = overlap::conflict(intercept, accepted.iter().copied()) {
+            let at = accepted.iter().position(|older| older.name_any() == found.name);
+            let Some(silent) = at.filter(|&at| is_silent(accepted[at], now)) else {
+                conflict = Some(found);
+                break;
+            };
+            let older = accepted.remove(silent);
+            let end = End::TakenOver { by: intercept.name_any(), owner: intercept.owner().to_owned() };
+            let older = self::uid(older);
+            plan.rules.values_mut().for_each(|rules| rules.retain(|rule| rule.uid != older));
+            plan.ends.insert(older, end);
+        }
+        let refusal = match conflict {
+            Some(conflict) => Some(("Conflict", conflict.to_string())),
+            None if !case.exists => {
+                let target = &intercept.spec.target;
+                Some(("NoTarget", format!("there is no {:?} {:?} in this namespace", target.kind, target.name)))
+            }
+            None => None,
+        };
+        let status = match refusal {
+            Some((reason, message)) => refused(intercept, reason, &message, now),
+            None => {
+                accepted.push(intercept);
+                for (pod, rule) in case.pods.iter().filter_map(|pod| Some((pod, rule(intercept, pod).ok()?))) {
+                    let assigned = Assigned { uid: uid.clone(), generation: generation(intercept), rule };
+                    plan.rules.entry(pod.uid.clone()).or_default().push(assigned);
+                }
+                status(case, heard, fresh, now)
+            }
+        };
+        plan.status.insert(uid, status);
+    }
+    plan
+}
+
+fn ends(intercept: &Intercept, now: Timestamp) -> Option<End> {
+    if expires(intercept).is_some_and(|at| at <= now) {
+        return Some(End::Expired);
+    }
+    away_since(intercept).is_some_and(|since| now.duration_since(since) >= ABANDONED).then_some(End::Abandoned)
+}
+
+fn expires(intercept: &Intercept) -> Option<Timestamp> {
+    let life = SignedDuration::try_from(std::time::Duration::from(intercept.spec.ttl?)).ok()?;
+    created(intercept)?.checked_add(life).ok()
+}
+
+fn created(intercept: &Intercept) -> Option<Timestamp> {
+    intercept.metadata.creation_timestamp.as_ref().map(|time| time.0)
+}
+
+fn uid(intercept: &Intercept) -> String {
+    intercept.metadata.uid.clone().unwrap_or_default()
+}
+
+fn generation(intercept: &Intercept) -> i64 {
+    intercept.metadata.generation.unwrap_or_default()
+}
+
+/// The rule for one pod; the name of a port that the pod does not have, if there is one.
+fn rule<'a>(intercept: &'a Intercept, pod: &PodFacts) -> Result<rules::Intercept, &'a str> {
+    let mut ports = Vec::new();
+    for port in &intercept.spec.ports {
+        let number = match port.reference() {
+            Some(PortRef::Number(number)) => number,
+            Some(PortRef::Name(name)) => {
+                let named = pod.ports.iter().find(|(known, _)| known == name);
+                named.and_then(|(_, number)| std::num::NonZeroU16::new(*number)).ok_or(name)?
+            }
+            None => continue,
+        };
+        ports.push(rules::Port { port: number, protocol: port.protocol });
+    }
+    Ok(rules::Intercept {
+        name: intercept.name_any(),
+        owner: intercept.spec.owner.clone(),
+        created: created(intercept),
+        ports,
+        matches: intercept.spec.matches.clone(),
+        on_unavailable: intercept.spec.on_unavailable,
+        client: intercept.spec.client,
+    })
+}
+
+fn refused(intercept: &Intercept, reason: &str, message: &str, now: Timestamp) -> InterceptStatus {
+    let unknown = |kind| (kind, "Unknown", reason, "the Intercept is not accepted".to_owned());
+    let conditions = [
+        (condition::ACCEPTED, "False", reason, message.to_owned()),
+        unknown(condition::AGENTS_READY),
+        unknown(condition::CONNECTED),
+        (condition::READY, "False", reason, message.to_owned()),
+    ];
+    InterceptStatus {
+        observed_generation: intercept.metadata.generation,
+        conditions: conditions.map(|condition| stamped(intercept, condition, now)).to_vec(),
+        expires_at: expires(intercept).map(|at| at.to_string()),
+        ..InterceptStatus::default()
+    }
+}
+
+fn status(
+    case: &Case<'_>,
+    heard: &BTreeMap<String, Heard>,
+    fresh: &dyn Fn(&str) -> bool,
+    now: Timestamp,
+) -> InterceptStatus {
+    let intercept = case.intercept;
+    let before = intercept.status.as_ref();
+    let pods: Vec<_> = case
+        .pods
+        .iter()
+        .map(|pod| {
+            let known = before.and_then(|status| status.pods.iter().find(|known| known.uid == pod.uid));
+            match (heard.get(&pod.uid), known) {
+                (None, Some(known)) if fresh(&pod.uid) => known.clone(),
+                (heard, _) => pod_status(intercept, pod, heard.map(|heard| &heard.report)),
+            }
+        })
+        .collect();
+    let count = |test: fn(&PodStatus) -> bool| pods.iter().filter(|pod| test(pod)).count();
+    let (all, programmed, connected) = (pods.len(), count(|pod| pod.programmed), count(|pod| pod.connected));
+    let ready = count(|pod| pod.programmed && pod.connected);
+    let first = |test: fn(&PodStatus) -> bool| {
+        let pod = pods.iter().find(|pod| !test(pod));
+        pod.map(|pod| format!("pod {}: {}", pod.name, pod.reason)).unwrap_or_default()
+    };
+    let target = &intercept.spec.target;
+    let none = || format!("{:?} {} has no pods", target.kind, target.name);
+    let agents = match (all, programmed) {
+        (0, _) => ("False", "NoPods", none()),
+        (all, programmed) if programmed == all => ("True", "Programmed", format!("{all} of {all} pods have the rule")),
+        _ => ("False", "NotProgrammed", first(|pod| pod.programmed)),
+    };
+    let client = match (programmed, connected) {
+        (0, _) => ("Unknown", "NoAgents", "no agent waits for the client".to_owned()),
+        (_, 0) => ("False", "ClientAway", "the client is not connected to any agent".to_owned()),
+        (programmed, connected) if connected >= programmed => {
+            ("True", "Connected", format!("the client is connected to {connected} of {all} agents"))
+        }
+        _ => ("False", "PartlyConnected", format!("the client is connected to {connected} of {all} agents")),
+    };
+    let whole = match (agents.0, client.0) {
+        ("True", "True") => ("True", "Ready", format!("{ready} of {all} pods ready")),
+        ("True", _) => ("False", client.1, client.2.clone()),
+        _ => ("False", agents.1, agents.2.clone()),
+    };
+    let conditions = [
+        (condition::ACCEPTED, "True", "Accepted", "the target exists and nobody else wants the same".to_owned()),
+        (condition::AGENTS_READY, agents.0, agents.1, agents.2),
+        (condition::CONNECTED, client.0, client.1, client.2),
+        (condition::READY, whole.0, whole.1, whole.2),
+    ];
+    let away = (programmed > 0 && connected == 0).then(|| away_since(intercept).unwrap_or(now).to_string());
+    InterceptStatus {
+        observed_generation: intercept.metadata.generation,
+        conditions: conditions.map(|condition| stamped(intercept, condition, now)).to_vec(),
+        pods_ready: Some(format!("{ready}/{all}")),
+        pods: pods.into_iter().take(MAX_PODS).collect(),
+        client_away_since: away,
+        expires_at: expires(intercept).map(|at| at.to_string()),
+    }
+}
+
+fn pod_status(intercept: &Intercept, pod: &PodFacts, report: Option<&Report>) -> PodStatus {
+    let held = report.and_then(|report| {
+        let uid = intercept.metadata.uid.as_deref();
+        report.intercepts.iter().find(|held| Some(held.uid.as_str()) == uid)
+    });
+    let current = held.filter(|held| held.generation == generation(intercept));
+    let programmed = current.is_some_and(|held| held.programmed);
+    let connected = held.is_some_and(|held| held.connected);
+    let namespace = intercept.namespace().unwrap_or_default();
+    let reason = match (report, rule(intercept, pod)) {
+        _ if !pod.agent => format!(
+            "it has no agent: run `kubectl label namespace {namespace} {}={}` and restart the workload",
+            label::INJECT,
+            label::ENABLED
+        ),
+        (_, Err(name)) => format!("no container of it names a port {name:?}"),
+        (None, _) => "its agent has not reported: it starts, or cannot reach the control plane".to_owned(),
+        (Some(Report { refused: Some(why), .. }), _) => format!("its agent cannot work: {why}"),
+        (Some(Report { error: Some(why), .. }), _) if !programmed => format!("its agent does not take the rules: {why}"),
+        _ if !programmed => "its agent has not taken the rule yet".to_owned(),
+        _ if !connected => "the client is not connected to it".to_owned(),
+        _ => String::new(),
+    };
+    let reachable = report.filter(|report| report.refused.is_none() && !pod.ip.is_empty());
+    PodStatus {
+        uid: pod.uid.clone(),
+        name: pod.name.clone(),
+        node: pod.node.clone(),
+        tunnel: reachable.map(|report| address(&pod.ip, report.tunnel_port)),
+        key_hash: reachable.map(|report| report.key_hash),
+        programmed,
+        connected,
+        reason,
+        counters: held.map(|held| held.counters),
+    }
+}
+
+fn address(ip: &str, port: u16) -> String {
+    if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") }
+}
+
+/// A condition, with the time of its last change.
+fn stamped(
+    intercept: &Intercept,
+    (kind, status, reason, message): (&str, &str, &str, String),
+    now: Timestamp,
+) -> Condition {
+    let before = intercept.status.iter().flat_map(|status| &status.conditions).find(|before| before.type_ == kind);
+    let unchanged = before.filter(|before| before.status == status);
+    Condition {
+        type_: kind.to_owned(),
+        status: status.to_owned(),
+        reason: reason.to_owned(),
+        message,
+        observed_generation: intercept.metadata.generation,
+        last_transition_time: unchanged.map_or(Time(now), |before| before.last_transition_time.clone()),
+    }
+}
+
+#[cfg(test)]
+mod tests;
