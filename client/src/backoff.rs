@@ -6,8 +6,9 @@ use std::hash::BuildHasher as _;
 use std::hash::RandomState;
 use std::time::Duration;
 
-/// Short, since a pod that restarts is back soon and a developer is waiting; one attempt costs two packets.
-const FIRST: Duration = Duration::from_millis(100);
+/// Short, since an agent may be told of this client a moment after the first attempt, and a developer is waiting; one
+/// attempt costs two packets.
+const FIRST: Duration = Duration::from_millis(50);
 const LONGEST: Duration = Duration::from_secs(1);
 
 /// Pauses that double from [`FIRST`] to [`LONGEST`], each shortened by up to a half at random, so that the clients of an
@@ -43,7 +44,7 @@ mod tests {
     #[test]
     fn pauses_grow_to_a_second_and_start_again_after_a_success() {
         let mut backoff = Backoff::new();
-        for full in [100, 200, 400, 800, 1000, 1000, 1000] {
+        for full in [50, 100, 200, 400, 800, 1000, 1000] {
             let pause = backoff.pause();
             let full = Duration::from_millis(full);
             assert!(pause <= full && pause >= full / 2, "{pause:?} of {full:?}");

@@ -12,6 +12,20 @@ use sluice::KeyHash;
 use sluice::LocalHost;
 use sluice::PortForward;
 
+mod install;
+mod intercept;
+mod parse;
+
+pub(crate) use install::Install;
+pub(crate) use install::Uninstall;
+pub(crate) use intercept::Add;
+pub(crate) use intercept::Cluster;
+pub(crate) use intercept::Intercept;
+pub(crate) use intercept::List;
+pub(crate) use intercept::Output;
+pub(crate) use intercept::Remove;
+pub(crate) use intercept::Status;
+
 /// Exit code when another client with the same key took over.
 pub(crate) const TAKEN_OVER: u8 = 3;
 
@@ -31,10 +45,24 @@ pub(crate) struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Answer chosen requests to a workload in the cluster from this machine.
+    #[command(subcommand)]
+    Intercept(Intercept),
+    /// Show the control plane and, for each intercept, every pod with what was counted there.
+    Status(Status),
+    /// Install Sluice into the cluster, or repair or update what is installed (needs the rights of an administrator).
+    Install(Install),
+    /// Remove Sluice and all intercepts from the cluster.
+    Uninstall(Uninstall),
     /// Connect to an agent and answer what it sends from local ports, until stopped (Ctrl-C).
     Tunnel(Tunnel),
     /// Print the hash of this client's key, for the agent's rules; makes the key if there is none.
     Key(Key),
+    /// Print what a shell needs to complete this command's arguments.
+    Completion {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
     /// Print the version.
     Version,
 }

@@ -1,10 +1,12 @@
 //! One attempt to connect to the agent.
 //!
-//! Owns name lookup, the order of addresses and the words for what went wrong. Runs inside the tunnel's task. It does
-//! not try again: that is [`crate::tunnel`].
+//! Owns name lookup, the order of addresses and ways, and the words for what went wrong. Runs inside the tunnel's task.
+//! It does not try again: that is [`crate::tunnel`].
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::Connection;
@@ -20,6 +22,9 @@ use sluice_protocol::way::Direct;
 use sluice_protocol::way::Way as _;
 use sluice_protocol::way::WayError;
 
+use crate::forward::Bridge;
+use crate::forward::Forward;
+use crate::forward::Ways;
 use crate::target::AgentAddress;
 
 /// How long looking up the name may take. Systems try several name servers for up to half a minute, which is silence to a
@@ -28,6 +33,15 @@ const RESOLVE_LIMIT: Duration = Duration::from_secs(5);
 
 /// How long one of several addresses may take; a single one has until QUIC gives up by itself.
 const ADDRESS_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long the first answer from an address may take when there is another way to the agent.
+const ANSWER_LIMIT: Duration = Duration::from_millis(400);
+
+/// How long an attempt by port-forward may take: it goes through the API server and a node's kubelet.
+const FORWARD_LIMIT: Duration = Duration::from_secs(4);
+
+/// Name of the way by port-forward.
+const PORT_FORWARD: &str = "port-forward";
 
 /// Why an attempt to connect failed. All of these are tried again.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +82,21 @@ pub enum DialError {
     /// Nothing came back.
     #[error("no answer from {address}: check that the agent runs and that UDP gets there")]
     Silent {
+        /// The agent's address.
+        address: SocketAddr,
+    },
+    /// Nothing came back, and there is no port-forward either.
+    #[error("no answer from {address}, and no port-forward to the agent's pod")]
+    Forward {
+        /// The agent's address.
+        address: SocketAddr,
+        /// What went wrong with the port-forward.
+        #[source]
+        source: io::Error,
+    },
+    /// Nothing came back either way.
+    #[error("no answer from {address}, neither directly nor by port-forward: check that the agent runs")]
+    ForwardSilent {
         /// The agent's address.
         address: SocketAddr,
     },
@@ -114,6 +143,7 @@ pub(crate) struct Dialer {
     pub(crate) agent: AgentAddress,
     pub(crate) identity: Identity,
     pub(crate) tls: quinn::ClientConfig,
+    pub(crate) ways: Ways,
 }
 
 /// A connection that the agent has confirmed, on an endpoint of its own.
@@ -123,24 +153,59 @@ pub(crate) struct Dialled {
     pub(crate) connection: Connection,
     pub(crate) address: SocketAddr,
     pub(crate) way: &'static str,
+    /// What carries the connection when it is not the network.
+    pub(crate) bridge: Option<Bridge>,
 }
 
 impl Dialer {
-    /// Looks the agent up and tries its addresses one after the other. Not at once: an agent takes the newest of
-    /// several connections with one key and closes the others, so a race could be won by a connection that is gone.
+    /// Tries the ways to the agent one after the other, first the one that worked last. Not at once: an agent takes the
+    /// newest of several connections with one key and closes the others, so a race could be won by a connection that is
+    /// gone.
     pub(crate) async fn dial(&self) -> Result<Dialled, DialError> {
+        let addresses = self.addresses().await?;
+        let forward = self.ways.forward().zip(addresses.first().copied());
+        if let (true, Some((forward, address))) = (self.ways.is_forward_first(), forward) {
+            match Box::pin(self.dial_forward(forward.clone(), address)).await {
+                Ok(dialled) => return Ok(dialled),
+                Err(error) if is_answer(&error) => return Err(error),
+                Err(error) => note(address, &error),
+            }
+        }
+        let direct = match Box::pin(self.dial_direct(addresses)).await {
+            Ok(dialled) => {
+                self.ways.worked(false);
+                return Ok(dialled);
+            }
+            Err(error) => error,
+        };
+        match forward {
+            Some((forward, address)) if !self.ways.is_forward_first() && !is_answer(&direct) => {
+                let dialled = Box::pin(self.dial_forward(forward.clone(), address)).await?;
+                self.ways.worked(true);
+                Ok(dialled)
+            }
+            _ => Err(direct),
+        }
+    }
+
+    async fn addresses(&self) -> Result<Vec<SocketAddr>, DialError> {
         let looked_up = tokio::time::timeout(RESOLVE_LIMIT, self.agent.resolve()).await;
         let looked_up = looked_up.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         let mut addresses = looked_up.map_err(|source| DialError::Resolve { agent: self.agent.clone(), source })?;
         addresses.dedup();
+        Ok(addresses)
+    }
+
+    async fn dial_direct(&self, addresses: Vec<SocketAddr>) -> Result<Dialled, DialError> {
         let limit = if addresses.len() > 1 { ADDRESS_LIMIT } else { IDLE_LIMIT * 2 };
+        let first_answer = self.ways.forward().map_or(limit, |_| ANSWER_LIMIT);
         let mut last = DialError::NoAddress { agent: self.agent.clone() };
         for address in addresses {
-            let attempt = tokio::time::timeout(limit, self.dial_address(address)).await;
+            let attempt = tokio::time::timeout(limit, Box::pin(self.dial_address(address, first_answer))).await;
             match attempt.unwrap_or(Err(DialError::Silent { address })) {
                 Ok(dialled) => return Ok(dialled),
                 Err(error) => {
-                    tracing::debug!(%address, error = &error as &dyn std::error::Error, "not connected");
+                    note(address, &error);
                     last = error;
                 }
             }
@@ -148,17 +213,54 @@ impl Dialer {
         Err(last)
     }
 
-    async fn dial_address(&self, address: SocketAddr) -> Result<Dialled, DialError> {
+    async fn dial_address(&self, address: SocketAddr, first_answer: Duration) -> Result<Dialled, DialError> {
         let way = Direct::towards(address);
         let endpoint =
             way::endpoint(&way, &self.identity, None).map_err(|source| DialError::Socket { address, source })?;
-        let connecting = endpoint
-            .connect_with(self.tls.clone(), address, tls::SERVER_NAME)
+        let connection = self.handshake(&endpoint, address, address, first_answer).await?;
+        Ok(Dialled { endpoint, connection, address, way: way.name(), bridge: None })
+    }
+
+    /// `address` is the agent's own, which is not dialled here: for people.
+    async fn dial_forward(&self, forward: Arc<dyn Forward>, address: SocketAddr) -> Result<Dialled, DialError> {
+        let failed = |source| DialError::Forward { address, source };
+        let attempt = async {
+            let stream = forward.open().await.map_err(failed)?;
+            let way = Direct::new(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0));
+            let endpoint =
+                way::endpoint(&way, &self.identity, None).map_err(|source| DialError::Socket { address, source })?;
+            let quic = endpoint.local_addr().map_err(failed)?;
+            let (bridge, through) = Bridge::start(forward, stream, quic).await.map_err(failed)?;
+            let connection = self.handshake(&endpoint, through, address, FORWARD_LIMIT).await?;
+            Ok(Dialled { endpoint, connection, address, way: PORT_FORWARD, bridge: Some(bridge) })
+        };
+        match tokio::time::timeout(FORWARD_LIMIT, attempt).await {
+            Ok(Err(DialError::Silent { .. })) | Err(_) => Err(DialError::ForwardSilent { address }),
+            Ok(outcome) => outcome,
+        }
+    }
+
+    /// Dials `through`, which is the agent's `address` or stands for it, until the agent has confirmed. Its first answer
+    /// may take `first_answer`; a slow network may take longer for the rest.
+    async fn handshake(
+        &self,
+        endpoint: &Endpoint,
+        through: SocketAddr,
+        address: SocketAddr,
+        first_answer: Duration,
+    ) -> Result<Connection, DialError> {
+        let mut connecting = endpoint
+            .connect_with(self.tls.clone(), through, tls::SERVER_NAME)
             .map_err(|source| DialError::Dial { address, source })?;
         let failed = |source| self.explain(address, source);
+        match tokio::time::timeout(first_answer, connecting.handshake_data()).await {
+            // What went wrong is said by the connection itself.
+            Ok(Ok(_) | Err(_)) => {}
+            Err(_) => return Err(DialError::Silent { address }),
+        }
         let connection = connecting.await.map_err(failed)?;
         tls::confirmed(&connection).await.map_err(failed)?;
-        Ok(Dialled { endpoint, connection, address, way: way.name() })
+        Ok(connection)
     }
 
     fn explain(&self, address: SocketAddr, source: ConnectionError) -> DialError {
@@ -171,4 +273,13 @@ impl Dialer {
             None => DialError::Handshake { address, source },
         }
     }
+}
+
+/// Whether the agent itself has spoken: another way leads to the same answer.
+fn is_answer(error: &DialError) -> bool {
+    matches!(error, DialError::KeyRefused { .. } | DialError::Version { .. })
+}
+
+fn note(address: SocketAddr, error: &DialError) {
+    tracing::debug!(%address, error = error as &dyn std::error::Error, "not connected");
 }

@@ -11,12 +11,17 @@
 
 mod backoff;
 mod dial;
+mod forward;
 mod ports;
 mod relay;
 mod target;
 mod tunnel;
 
 pub use dial::DialError;
+pub use forward::ByteStream;
+pub use forward::Forward;
+pub use forward::Opening;
+pub use forward::Ways;
 pub use ports::ParsePortError;
 pub use ports::PortForward;
 pub use ports::Ports;

@@ -35,6 +35,15 @@ where
 /// From here on, what the library logs is shown.
 pub(crate) fn start(verbose: bool) {
     // QUIC's own lines are for whoever works on QUIC.
-    let filter = EnvFilter::new(if verbose { "off,sluice=debug" } else { "off,sluice=info" });
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).event_format(Lines).init();
+    show(if verbose { "off,sluice=debug" } else { "off,sluice=info" });
+}
+
+/// The same for a command that has many tunnels and tells of them itself, by the names of pods.
+pub(crate) fn start_intercept(verbose: bool) {
+    show(if verbose { "off,sluice=debug" } else { "off,sluice=info,sluice::tunnel=off" });
+}
+
+fn show(filter: &str) {
+    let lines = tracing_subscriber::fmt().with_env_filter(EnvFilter::new(filter));
+    lines.with_writer(io::stderr).event_format(Lines).init();
 }

@@ -9,6 +9,9 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 mod cli;
+mod cluster;
+mod install;
+mod intercept;
 mod key_file;
 mod log;
 mod run;

@@ -9,9 +9,12 @@ use sluice::Config;
 use sluice::Identity;
 use sluice::Ports;
 use sluice::Tunnel;
+use sluice::Ways;
 
 use crate::cli;
 use crate::cli::Command;
+use crate::install;
+use crate::intercept;
 use crate::key_file;
 use crate::log;
 use crate::signal;
@@ -22,6 +25,20 @@ pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Key(options) => {
             let (identity, _) = identity(options.key_file)?;
             println!("{}", identity.hash());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Intercept(cli::Intercept::Add(options)) => {
+            log::start_intercept(options.verbose);
+            block_on(intercept::add::run(&options))
+        }
+        Command::Intercept(cli::Intercept::List(options)) => quietly(intercept::list::list(&options)),
+        Command::Intercept(cli::Intercept::Remove(options)) => quietly(intercept::list::remove(&options)),
+        Command::Status(options) => quietly(intercept::list::status(&options)),
+        Command::Install(options) => quietly(install::install(&options)),
+        Command::Uninstall(options) => quietly(install::uninstall(&options)),
+        Command::Completion { shell } => {
+            use clap::CommandFactory as _;
+            clap_complete::generate(shell, &mut cli::Cli::command(), "sluice", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
         }
         Command::Version => {
@@ -48,13 +65,23 @@ fn tunnel(options: cli::Tunnel) -> anyhow::Result<ExitCode> {
         identity,
         ports,
         to: options.to.unwrap_or_default(),
+        ways: Ways::default(),
     };
+    block_on(until_stopped(config))
+}
+
+fn quietly(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    log::start(false);
+    block_on(command)
+}
+
+fn block_on(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
     // One thread: it is fast enough for a developer's machine and uses the least memory.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime: the system has no threads or files left")?;
-    let outcome = runtime.block_on(until_stopped(config));
+    let outcome = runtime.block_on(Box::pin(command));
     // A name server that does not answer must not keep a stopped command from ending.
     runtime.shutdown_background();
     outcome

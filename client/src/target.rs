@@ -10,8 +10,13 @@ use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
 use std::net::SocketAddr;
 use std::str::FromStr;
+use std::time::Duration;
 
 use sluice_protocol::DEFAULT_TUNNEL_PORT;
+use tokio::net::TcpStream;
+
+/// How long a local port may take to answer.
+const ANSWER_LIMIT: Duration = Duration::from_millis(500);
 
 /// Why a text names no place.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -135,6 +140,25 @@ impl LocalHost {
         }
     }
 
+    /// Whether somebody listens on `port` now. Connects, and closes that at once.
+    pub async fn answers(&self, port: u16) -> bool {
+        let attempts = async {
+            for address in self.resolve(port).await.unwrap_or_default() {
+                if TcpStream::connect(address).await.is_ok_and(|stream| stream.local_addr().ok() != Some(address)) {
+                    return true;
+                }
+            }
+            false
+        };
+        tokio::time::timeout(ANSWER_LIMIT, attempts).await.unwrap_or(false)
+    }
+
+    /// How people write `port` on this host.
+    #[must_use]
+    pub fn address(&self, port: u16) -> String {
+        self.name(port).to_string()
+    }
+
     /// How people write `port` on this host.
     pub(crate) fn name(&self, port: u16) -> impl fmt::Display {
         fmt::from_fn(move |f| match &self.host {
@@ -147,6 +171,17 @@ impl LocalHost {
 impl From<IpAddr> for LocalHost {
     fn from(ip: IpAddr) -> Self {
         Self { host: Some(Host::Ip(ip)) }
+    }
+}
+
+/// As it is written on the command line.
+impl fmt::Display for LocalHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.host {
+            Some(Host::Ip(ip)) => ip.fmt(f),
+            Some(Host::Name(name)) => f.write_str(name),
+            None => Ipv4Addr::LOCALHOST.fmt(f),
+        }
     }
 }
 

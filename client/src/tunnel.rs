@@ -27,6 +27,7 @@ use crate::backoff::Backoff;
 use crate::dial::DialError;
 use crate::dial::Dialer;
 use crate::dial::Dialled;
+use crate::forward::Ways;
 use crate::ports::Ports;
 use crate::relay::Chain;
 use crate::relay::Relay;
@@ -78,7 +79,7 @@ pub enum State {
     Connected {
         /// The agent's address.
         address: SocketAddr,
-        /// The way there: `direct`.
+        /// The way there: `direct` or `port-forward`.
         way: &'static str,
     },
     /// The last attempt failed; the next one follows shortly.
@@ -104,6 +105,8 @@ pub struct Config {
     pub ports: Ports,
     /// The host on which they are.
     pub to: LocalHost,
+    /// Other ways to the agent than its address.
+    pub ways: Ways,
 }
 
 /// A tunnel that is kept up. Dropping it stops it too, without waiting for that.
@@ -127,7 +130,7 @@ impl Tunnel {
         let (state_tx, state_rx) = watch::channel(State::Connecting);
         let stop = CancellationToken::new();
         let worker = Worker {
-            dialer: Dialer { agent: config.agent, identity: config.identity, tls },
+            dialer: Dialer { agent: config.agent, identity: config.identity, tls, ways: config.ways },
             relay: Arc::new(Relay::new(config.to, config.ports)),
             state: state_tx,
             stop: stop.clone(),
@@ -247,8 +250,11 @@ impl Worker {
     }
 
     /// Serves a connection until it is lost; `None` if the tunnel was stopped meanwhile.
-    async fn serve(&self, Dialled { endpoint, connection, address, way }: &Dialled) -> Option<Lost> {
-        tracing::info!("connected to {address}");
+    async fn serve(&self, Dialled { endpoint, connection, address, way, bridge }: &Dialled) -> Option<Lost> {
+        match bridge {
+            None => tracing::info!("connected to {address}"),
+            Some(_) => tracing::info!("connected to {address} by {way}"),
+        }
         self.state.send_replace(State::Connected { address: *address, way });
         let error = loop {
             let accepted = tokio::select! {

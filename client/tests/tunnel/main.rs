@@ -40,6 +40,7 @@ fn config(agent: &Agent, identity: &Identity, ports: &[(u16, u16)]) -> Config {
         identity: identity.clone(),
         ports: Ports::new(ports.iter().map(forward)).unwrap(),
         to: sluice::LocalHost::default(),
+        ways: sluice::Ways::default(),
     }
 }
 

@@ -1,0 +1,202 @@
+//! `sluice intercept …` and `sluice status`: what may be typed.
+
+use std::time::Duration;
+
+use clap::Args;
+use clap::Subcommand;
+use clap::ValueEnum;
+use sluice::LocalHost;
+use sluice_protocol::rules::HeaderMatch;
+use sluice_protocol::rules::Match;
+use sluice_protocol::rules::Method;
+use sluice_protocol::rules::OnUnavailable;
+use sluice_protocol::rules::PathMatch;
+use sluice_protocol::rules::PathMatchType;
+
+use super::parse;
+use crate::intercept::ports::PortAsk;
+use crate::intercept::workload::WorkloadAsk;
+
+/// Which cluster, and where in it.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct Cluster {
+    /// The kubeconfig's context [default: its current one].
+    #[arg(long, value_name = "CONTEXT")]
+    pub(crate) context: Option<String>,
+
+    /// The namespace [default: the context's].
+    #[arg(long, short, value_name = "NAMESPACE")]
+    pub(crate) namespace: Option<String>,
+}
+
+/// How to print.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON document.
+    Json,
+    /// One YAML document.
+    Yaml,
+}
+
+/// What to do with intercepts.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Intercept {
+    /// Take requests away from a workload and answer them from local ports, until stopped (Ctrl-C).
+    Add(Box<Add>),
+    /// Show the intercepts of a namespace.
+    List(List),
+    /// Remove an intercept; its `sluice intercept add` ends.
+    Remove(Remove),
+}
+
+/// Options of `sluice intercept add`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Add {
+    /// The intercept's name; also the workload's, if --workload is not given.
+    #[arg(value_parser = parse::name)]
+    pub(crate) name: String,
+
+    /// The workload, such as Deployment/web; the kind may be left out where only one has that name.
+    #[arg(long, value_name = "[KIND/]NAME")]
+    pub(crate) workload: Option<WorkloadAsk>,
+
+    /// The Service whose ports REMOTE is about [default: those that select the workload's pods].
+    #[arg(long, value_name = "SERVICE")]
+    pub(crate) service: Option<String>,
+
+    /// A local port and the workload's: the Service's port, or else the container's, by name or number. May be repeated.
+    #[arg(long = "port", short, value_name = "LOCAL[:REMOTE]", required = true)]
+    pub(crate) ports: Vec<PortAsk>,
+
+    #[command(flatten)]
+    pub(crate) conditions: Conditions,
+
+    #[command(flatten)]
+    pub(crate) cluster: Cluster,
+
+    /// What happens with what matches while this client cannot take it: the app answers, or nobody does (503).
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
+    pub(crate) on_unavailable: Unavailable,
+
+    /// Remove the intercept by itself after this long, such as 2h or 90m [default: when this command ends].
+    #[arg(long, value_name = "DURATION", value_parser = parse::ttl)]
+    pub(crate) ttl: Option<kube::core::Duration>,
+
+    /// The host whose ports answer [default: 127.0.0.1, or ::1 where nobody listens there].
+    #[arg(long, value_name = "HOST")]
+    pub(crate) to: Option<LocalHost>,
+
+    /// Return as soon as the intercept is ready, and go on in the background until `sluice intercept remove`.
+    #[arg(long)]
+    pub(crate) detach: bool,
+
+    /// How long it may take until every pod is ready.
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse::duration)]
+    pub(crate) timeout: Duration,
+
+    /// How to print the summary.
+    #[arg(long, short, value_name = "FORMAT", value_enum, default_value_t)]
+    pub(crate) output: Output,
+
+    /// Show a line for each connection that is relayed or refused.
+    #[arg(long, short)]
+    pub(crate) verbose: bool,
+
+    /// This process is the background part: it reports through its standard output and ends early if its input does.
+    #[arg(long, hide = true)]
+    pub(crate) in_background: bool,
+}
+
+/// Which HTTP requests; all of them must hold. Without any, all TCP connections.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Which HTTP requests (none of these: all TCP connections)")]
+pub(crate) struct Conditions {
+    /// A header (gRPC: metadata) equals a value, or fits a regular expression. May be repeated: all must hold.
+    #[arg(long = "header", value_name = "NAME=VALUE|NAME~=REGEX", value_parser = parse::header)]
+    pub(crate) headers: Vec<HeaderMatch>,
+
+    /// The path starts with this, by whole elements: /v1 fits /v1/x and not /v10.
+    #[arg(long, value_name = "PATH", group = "a_path", value_parser = parse::path(PathMatchType::PathPrefix))]
+    pub(crate) path_prefix: Option<PathMatch>,
+
+    /// The path is this.
+    #[arg(long, value_name = "PATH", group = "a_path", value_parser = parse::path(PathMatchType::Exact))]
+    pub(crate) path: Option<PathMatch>,
+
+    /// The whole path fits this regular expression.
+    #[arg(long, value_name = "REGEX", group = "a_path", value_parser = parse::path(PathMatchType::RegularExpression))]
+    pub(crate) path_regex: Option<PathMatch>,
+
+    /// The method, such as GET.
+    #[arg(long, value_name = "METHOD", value_parser = parse::method)]
+    pub(crate) method: Option<Method>,
+}
+
+/// `--on-unavailable`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Unavailable {
+    /// The app answers.
+    #[default]
+    PassThrough,
+    /// HTTP: 503; other TCP: a reset.
+    Reject,
+}
+
+/// Options of `sluice intercept list`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct List {
+    #[command(flatten)]
+    pub(crate) cluster: Cluster,
+
+    /// Those of all namespaces.
+    #[arg(long, short = 'A', conflicts_with = "namespace")]
+    pub(crate) all_namespaces: bool,
+
+    /// How to print.
+    #[arg(long, short, value_name = "FORMAT", value_enum, default_value_t)]
+    pub(crate) output: Output,
+}
+
+/// Options of `sluice intercept remove`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Remove {
+    /// The intercept's name.
+    pub(crate) name: String,
+
+    #[command(flatten)]
+    pub(crate) cluster: Cluster,
+}
+
+/// Options of `sluice status`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Status {
+    /// Only this intercept.
+    pub(crate) name: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) list: List,
+}
+
+// === impl Conditions ===
+
+impl Conditions {
+    /// The same as an Intercept has them.
+    pub(crate) fn matches(&self) -> Match {
+        let path = [&self.path_prefix, &self.path, &self.path_regex].into_iter().flatten().next();
+        Match { headers: self.headers.clone(), path: path.cloned(), method: self.method.clone() }
+    }
+}
+
+// === impl Unavailable ===
+
+impl From<Unavailable> for OnUnavailable {
+    fn from(unavailable: Unavailable) -> Self {
+        match unavailable {
+            Unavailable::PassThrough => Self::PassThrough,
+            Unavailable::Reject => Self::Reject,
+        }
+    }
+}

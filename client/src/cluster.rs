@@ -1,0 +1,84 @@
+//! The Kubernetes cluster that the user's kubeconfig names.
+//!
+//! Owns finding and reading the kubeconfig and making a client from it. Errors of the API are put into words by
+//! [`explain`]. It reads no resource by itself.
+
+use anyhow::Context as _;
+use anyhow::bail;
+use kube::Client;
+use kube::Config;
+use kube::config::KubeConfigOptions;
+use kube::config::Kubeconfig;
+use kube::config::KubeconfigError;
+
+use crate::cli;
+
+mod explain;
+
+pub(crate) use explain::is_not_found;
+pub(crate) use explain::is_refusal;
+
+/// A cluster, as the user sees it.
+#[derive(Clone)]
+pub(crate) struct Cluster {
+    pub(crate) client: Client,
+    /// The kubeconfig's name for it.
+    pub(crate) context: String,
+    /// Its address.
+    url: String,
+    /// The namespace that the user asked for, or else the context's.
+    pub(crate) namespace: String,
+}
+
+impl Cluster {
+    /// Reads the kubeconfig. Nothing is sent to the cluster yet.
+    pub(crate) async fn connect(options: &cli::Cluster) -> anyhow::Result<Self> {
+        let (config, context) = match Kubeconfig::read() {
+            Ok(kubeconfig) => from_kubeconfig(kubeconfig, options).await?,
+            // In a pod there is no kubeconfig and none is needed.
+            Err(error) if is_missing(&error) && options.context.is_none() => match Config::incluster() {
+                Ok(config) => (config, "in-cluster".to_owned()),
+                Err(_) => bail!("{NO_KUBECONFIG}"),
+            },
+            Err(error) if is_missing(&error) => bail!("{NO_KUBECONFIG}"),
+            Err(error) => {
+                return Err(error).context("the kubeconfig cannot be used: check the file that KUBECONFIG names");
+            }
+        };
+        let namespace = options.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
+        let url = config.cluster_url.to_string();
+        let url = url.trim_end_matches('/').to_owned();
+        let client = Client::try_from(config).with_context(|| {
+            format!("the kubeconfig's context {context} cannot be used: check its certificates and login")
+        })?;
+        Ok(Self { client, context, url, namespace })
+    }
+}
+
+const NO_KUBECONFIG: &str = "no cluster is configured: there is no kubeconfig at $KUBECONFIG or ~/.kube/config. Get one \
+                             from whoever runs your cluster, or set KUBECONFIG to where it is";
+
+async fn from_kubeconfig(kubeconfig: Kubeconfig, options: &cli::Cluster) -> anyhow::Result<(Config, String)> {
+    let known: Vec<_> = kubeconfig.contexts.iter().map(|context| context.name.clone()).collect();
+    let choices = || if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+    let context = match options.context.clone().or_else(|| kubeconfig.current_context.clone()) {
+        Some(context) if !context.is_empty() => context,
+        _ => bail!("the kubeconfig names no current context: give --context; it has: {}", choices()),
+    };
+    if !known.contains(&context) {
+        bail!("the kubeconfig has no context {context:?}: give --context; it has: {}", choices());
+    }
+    let chosen = KubeConfigOptions { context: Some(context.clone()), ..KubeConfigOptions::default() };
+    let config = Config::from_custom_kubeconfig(kubeconfig, &chosen)
+        .await
+        .with_context(|| format!("the kubeconfig's context {context} cannot be used"))?;
+    Ok((config, context))
+}
+
+fn is_missing(error: &KubeconfigError) -> bool {
+    match error {
+        KubeconfigError::ReadConfig(error, _) => error.kind() == std::io::ErrorKind::NotFound,
+        KubeconfigError::FindPath => true,
+        _ => false,
+    }
+}

@@ -1,0 +1,176 @@
+//! One tunnel for each pod of an intercept.
+//!
+//! Owns which tunnels there are, by what the Intercept's status lists, and what the user is told about each. A tunnel
+//! keeps itself up; here they are only begun and ended.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use kube::Client;
+use sluice::Config;
+use sluice::Identity;
+use sluice::KeyHash;
+use sluice::LocalHost;
+use sluice::Ports;
+use sluice::State;
+use sluice::TakenOver;
+use sluice::Tunnel;
+use sluice::Ways;
+use sluice_api::PodStatus;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::forward::PodForward;
+
+/// A new pod's agent may not know this client yet, or may not be reachable for a moment: nobody needs to read of that.
+const QUIET: Duration = Duration::from_secs(3);
+
+/// All tunnels of one intercept.
+pub(crate) struct Fleet {
+    client: Client,
+    namespace: String,
+    identity: Identity,
+    ports: Ports,
+    to: LocalHost,
+    ways: Ways,
+    /// By the pod's uid.
+    members: BTreeMap<String, Member>,
+    watchers: JoinSet<Option<TakenOver>>,
+}
+
+struct Member {
+    address: String,
+    key: KeyHash,
+    tunnel: Tunnel,
+}
+
+impl Fleet {
+    pub(crate) fn new(client: Client, namespace: &str, identity: Identity, ports: Ports, to: LocalHost) -> Self {
+        Self {
+            client,
+            namespace: namespace.to_owned(),
+            identity,
+            ports,
+            to,
+            ways: Ways::default(),
+            members: BTreeMap::new(),
+            watchers: JoinSet::new(),
+        }
+    }
+
+    /// Begins tunnels to agents that are new here, and ends those to agents that are not listed any more.
+    pub(crate) fn follow(&mut self, pods: &[PodStatus]) {
+        self.members.retain(|uid, member| {
+            let same = |pod: &PodStatus| {
+                pod.uid == *uid && pod.tunnel.as_ref() == Some(&member.address) && pod.key_hash == Some(member.key)
+            };
+            // Dropping a tunnel says goodbye to its agent.
+            pods.iter().any(same)
+        });
+        for pod in pods {
+            if let (Some(address), Some(key), false) = (&pod.tunnel, pod.key_hash, self.members.contains_key(&pod.uid))
+            {
+                match self.begin(&pod.name, address, key) {
+                    Ok(tunnel) => {
+                        self.watchers.spawn(watch_one(pod.name.clone(), tunnel.state()));
+                        self.members.insert(pod.uid.clone(), Member { address: address.clone(), key, tunnel });
+                    }
+                    Err(error) => tracing::warn!("pod {}: {error:#}", pod.name),
+                }
+            }
+        }
+    }
+
+    fn begin(&self, pod: &str, address: &str, agent_key: KeyHash) -> anyhow::Result<Tunnel> {
+        let forward = PodForward::new(self.client.clone(), &self.namespace, pod);
+        Ok(Tunnel::start(Config {
+            agent: address.parse()?,
+            agent_key,
+            identity: self.identity.clone(),
+            ports: self.ports.clone(),
+            to: self.to.clone(),
+            ways: self.ways.with_forward(std::sync::Arc::new(forward)),
+        })?)
+    }
+
+    /// The way to a pod that is connected.
+    pub(crate) fn way(&self, uid: &str) -> Option<&'static str> {
+        match *self.members.get(uid)?.tunnel.state().borrow() {
+            State::Connected { way, .. } => Some(way),
+            _ => None,
+        }
+    }
+
+    /// Waits until another client with the same key has taken over anywhere. Cancel safe.
+    pub(crate) async fn taken_over(&mut self) -> TakenOver {
+        loop {
+            match self.watchers.join_next().await {
+                Some(Ok(Some(taken_over))) => return taken_over,
+                Some(_) => {}
+                // New ones come by `follow`, for which the caller drops this future.
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Says goodbye to all agents.
+    pub(crate) async fn stop(mut self) {
+        let members = std::mem::take(&mut self.members);
+        // That another client took over changes nothing for somebody who stops.
+        futures_util::future::join_all(members.into_values().map(|member| member.tunnel.stop())).await;
+    }
+}
+
+/// Tells the user what becomes of one tunnel.
+async fn watch_one(pod: String, mut state: watch::Receiver<State>) -> Option<TakenOver> {
+    let mut connected_before = false;
+    loop {
+        let now = state.borrow_and_update().clone();
+        match now {
+            State::Connected { way, .. } => {
+                if connected_before {
+                    tracing::info!("pod {pod}: connected again ({way})");
+                } else {
+                    tracing::debug!("pod {pod}: connected ({way})");
+                }
+                connected_before = true;
+            }
+            State::Lost(lost) => tracing::warn!("pod {pod}: connection lost ({lost}); trying again"),
+            State::TakenOver(taken_over) => return Some(taken_over),
+            State::Stopped => return None,
+            State::Connecting | State::Failed(_) => {
+                // The sender is gone when the tunnel is: nothing to tell any more.
+                match tokio::time::timeout(QUIET, state.wait_for(is_settled)).await {
+                    Ok(Ok(_)) => continue,
+                    Ok(Err(_)) => return None,
+                    Err(_) => {}
+                }
+                if let State::Failed(error) = &*state.borrow() {
+                    tracing::warn!("pod {pod}: {:#}; trying again", Chain(&**error));
+                }
+                state.wait_for(is_settled).await.ok()?;
+                continue;
+            }
+        }
+        state.changed().await.ok()?;
+    }
+}
+
+fn is_settled(state: &State) -> bool {
+    !matches!(state, State::Connecting | State::Failed(_))
+}
+
+/// An error with its causes on one line.
+struct Chain<'a>(&'a dyn std::error::Error);
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}
