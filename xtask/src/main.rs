@@ -8,6 +8,7 @@ mod cluster;
 mod demo;
 mod ebpf;
 mod image;
+mod intercept;
 mod lint;
 mod manifests;
 mod system;
@@ -40,6 +41,10 @@ enum Task {
     Bench(bench::BenchArgs),
     /// Start a real Kubernetes on this machine, for tests and for trying, or take it down.
     Cluster(cluster::ClusterArgs),
+    /// Intercept a workload: `sluice intercept` from this checkout, with the same arguments.
+    Intercept(intercept::Arguments),
+    /// Show intercepts and their pods: `sluice status` from this checkout, with the same arguments.
+    Status(intercept::Arguments),
     /// Put Sluice's programs into container images, without a container engine.
     Image(image::ImageArgs),
     /// Compile the program that runs in the kernel, or check the committed object.
@@ -62,6 +67,8 @@ fn main() -> ExitCode {
         Task::Manifests(args) => manifests::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::Cluster(args) => cluster::run(args),
+        Task::Intercept(args) => intercept::run("intercept", &args),
+        Task::Status(args) => intercept::run("status", &args),
         Task::Image(args) => image::run(&args),
         Task::Ebpf(args) => ebpf::run(args).map(|()| ExitCode::SUCCESS),
     };
