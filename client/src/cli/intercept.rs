@@ -72,9 +72,6 @@ pub(crate) struct Add {
     pub(crate) ports: Vec<PortAsk>,
 
     #[command(flatten)]
-    pub(crate) conditions: Conditions,
-
-    #[command(flatten)]
     pub(crate) cluster: Cluster,
 
     /// What happens with what matches while this client cannot take it: the app answers, or nobody does (503).
@@ -108,6 +105,10 @@ pub(crate) struct Add {
     /// This process is the background part: it reports through its standard output and ends early if its input does.
     #[arg(long, hide = true)]
     pub(crate) in_background: bool,
+
+    // Last, as its heading holds for all that follows.
+    #[command(flatten)]
+    pub(crate) conditions: Conditions,
 }
 
 /// Which HTTP requests; all of them must hold. Without any, all TCP connections.

@@ -61,10 +61,10 @@ pub(crate) async fn run(options: &cli::Add) -> anyhow::Result<ExitCode> {
         () = tokio::time::sleep_until(deadline) => anyhow::bail!("the API server has not answered in time"),
         prepared = Box::pin(preparing) => prepared?,
     };
-    let identity = files.identity()?;
+    let (identity, is_new) = files.identity()?;
     let forwards = resolved.iter().map(|port| PortForward { local: port.local, remote: port.container });
     let fleet = Fleet::new(cluster.client.clone(), &cluster.namespace, identity.clone(), Ports::new(forwards)?, to);
-    let wanted = Wanted { intercept: intercept(options, &workload, &resolved, &identity), cluster };
+    let wanted = Wanted::new(cluster, intercept(options, &workload, &resolved, &identity));
     let ready = |view: &view::View| {
         let summary = view::print(options.output, view, || view.to_string())?;
         if options.in_background {
@@ -77,7 +77,7 @@ pub(crate) async fn run(options: &cli::Add) -> anyhow::Result<ExitCode> {
     };
     let ended = Box::pin(session::run(&wanted, fleet, Stops { stop: stop.as_mut(), abandoned, deadline }, ready)).await;
     // In any other case something in the cluster may still name the key.
-    if matches!(ended, Ok(End::Stopped | End::Deleted)) {
+    if matches!(ended, Ok(End::Stopped | End::Deleted)) || ended.is_err() && is_new && !wanted.may_be_left() {
         files.forget();
     }
     Ok(match ended? {

@@ -22,8 +22,9 @@ use tokio::task::JoinSet;
 
 use super::forward::PodForward;
 
-/// A new pod's agent may not know this client yet, or may not be reachable for a moment: nobody needs to read of that.
-const QUIET: Duration = Duration::from_secs(3);
+/// A new pod's agent may not know this client yet, and one that goes away is not listed for long: nobody needs to read of
+/// what passes within this time.
+const QUIET: Duration = Duration::from_secs(2);
 
 /// All tunnels of one intercept.
 pub(crate) struct Fleet {
@@ -123,41 +124,46 @@ impl Fleet {
 
 /// Tells the user what becomes of one tunnel.
 async fn watch_one(pod: String, mut state: watch::Receiver<State>) -> Option<TakenOver> {
-    let mut connected_before = false;
+    let mut told = false;
+    let mut lost = None;
     loop {
         let now = state.borrow_and_update().clone();
         match now {
             State::Connected { way, .. } => {
-                if connected_before {
+                if std::mem::take(&mut told) {
                     tracing::info!("pod {pod}: connected again ({way})");
                 } else {
                     tracing::debug!("pod {pod}: connected ({way})");
                 }
-                connected_before = true;
-            }
-            State::Lost(lost) => tracing::warn!("pod {pod}: connection lost ({lost}); trying again"),
-            State::TakenOver(taken_over) => return Some(taken_over),
-            State::Stopped => return None,
-            State::Connecting | State::Failed(_) => {
+                lost = None;
                 // The sender is gone when the tunnel is: nothing to tell any more.
-                match tokio::time::timeout(QUIET, state.wait_for(is_settled)).await {
-                    Ok(Ok(_)) => continue,
-                    Ok(Err(_)) => return None,
-                    Err(_) => {}
-                }
-                if let State::Failed(error) = &*state.borrow() {
-                    tracing::warn!("pod {pod}: {:#}; trying again", Chain(&**error));
-                }
-                state.wait_for(is_settled).await.ok()?;
+                state.changed().await.ok()?;
                 continue;
             }
+            State::TakenOver(taken_over) => return Some(taken_over),
+            State::Stopped => return None,
+            State::Lost(reason) => lost = Some(reason),
+            State::Connecting | State::Failed(_) => {}
         }
-        state.changed().await.ok()?;
+        if told {
+            state.changed().await.ok()?;
+            continue;
+        }
+        match tokio::time::timeout(QUIET, state.wait_for(is_settled)).await {
+            Ok(Ok(_)) => continue,
+            Ok(Err(_)) => return None,
+            Err(_) => told = true,
+        }
+        match (&lost, &*state.borrow()) {
+            (Some(lost), _) => tracing::warn!("pod {pod}: connection lost ({lost}); trying again"),
+            (None, State::Failed(error)) => tracing::warn!("pod {pod}: {}; trying again", Chain(&**error)),
+            (None, _) => tracing::warn!("pod {pod}: cannot be reached yet; trying again"),
+        }
     }
 }
 
 fn is_settled(state: &State) -> bool {
-    !matches!(state, State::Connecting | State::Failed(_))
+    matches!(state, State::Connected { .. } | State::TakenOver(_) | State::Stopped)
 }
 
 /// An error with its causes on one line.

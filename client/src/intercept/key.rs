@@ -34,9 +34,11 @@ impl Files {
         self.file("log")
     }
 
-    /// The key, made if there is none.
-    pub(crate) fn identity(&self) -> anyhow::Result<Identity> {
-        Ok(Identity::load_or_create(&self.file("key"))?)
+    /// The key, made if there is none; true if it was made.
+    pub(crate) fn identity(&self) -> anyhow::Result<(Identity, bool)> {
+        let path = self.file("key");
+        let is_new = !path.exists();
+        Ok((Identity::load_or_create(&path)?, is_new))
     }
 
     /// Forgets the key, once nothing in the cluster names it.

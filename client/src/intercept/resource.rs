@@ -4,6 +4,8 @@
 //! nothing is left behind: whatever became of a request, what carries this key is looked for and deleted. It waits for
 //! nothing else.
 
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::bail;
@@ -37,11 +39,21 @@ const ATTEMPTS: u32 = 40;
 
 /// An Intercept as the user wants it.
 pub(crate) struct Wanted {
-    pub(crate) cluster: Cluster,
-    pub(crate) intercept: Intercept,
+    cluster: Cluster,
+    intercept: Intercept,
+    may_be_left: AtomicBool,
 }
 
 impl Wanted {
+    pub(crate) fn new(cluster: Cluster, intercept: Intercept) -> Self {
+        Self { cluster, intercept, may_be_left: AtomicBool::new(false) }
+    }
+
+    /// Whether cleaning up came to nothing.
+    pub(crate) fn may_be_left(&self) -> bool {
+        self.may_be_left.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn api(&self) -> Api<Intercept> {
         Api::namespaced(self.cluster.client.clone(), &self.cluster.namespace)
     }
@@ -184,6 +196,7 @@ impl Wanted {
     }
 
     fn warn_of_leftover(&self) {
+        self.may_be_left.store(true, Ordering::Relaxed);
         let (name, namespace) = (self.name(), &self.cluster.namespace);
         tracing::warn!(
             "the Intercept {name} may be left in the cluster, which does not answer: it takes no requests without this \

@@ -1,6 +1,7 @@
 use serde_json::Value;
 use serde_json::json;
 
+use super::ask::ParseAskError;
 use super::*;
 
 fn template(containers: &Value) -> PodTemplateSpec {
