@@ -5,3 +5,6 @@
 
 mod cluster;
 mod image;
+mod laptop;
+mod stage;
+mod taking;

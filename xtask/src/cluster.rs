@@ -41,6 +41,12 @@ enum Action {
         #[arg(long)]
         content: bool,
     },
+    /// Make an image known to its node: a file of `cargo xtask image`.
+    Load {
+        /// The file.
+        #[arg(value_name = "FILE.tar")]
+        file: std::path::PathBuf,
+    },
     /// Run a shell, or a command, in the cluster's network, with KUBECONFIG set and kubectl on PATH.
     Shell {
         /// The command.
@@ -64,6 +70,7 @@ pub(crate) fn run(args: ClusterArgs) -> Result<ExitCode> {
         Action::Status => vec!["status".to_owned()],
         Action::Kubeconfig { content: false } => vec!["kubeconfig".to_owned()],
         Action::Kubeconfig { content: true } => vec!["kubeconfig".to_owned(), "--content".to_owned()],
+        Action::Load { file } => vec!["load".to_owned(), file.display().to_string()],
         Action::Shell { command } => ["shell", "--"].map(str::to_owned).into_iter().chain(command).collect(),
     };
     let program = cargo::program("sluice-cluster", false)?;

@@ -41,6 +41,11 @@ enum Action {
         #[arg(long)]
         content: bool,
     },
+    /// Make an image known to the node
+    Load {
+        /// The file
+        file: PathBuf,
+    },
     /// Run a shell, or a command, in the node's network, with KUBECONFIG set and kubectl on PATH
     Shell {
         /// The command
@@ -91,6 +96,7 @@ async fn run(action: Action) -> Result<ExitCode> {
                 println!("{}", cluster.kubeconfig().display());
             }
         }
+        (Action::Load { file }, _) => Box::pin(existing(&folder)).await?.import(&file).await?,
         (Action::Shell { command }, _) => shell(&Box::pin(existing(&folder)).await?, &command)?,
         (Action::Node { .. }, _) => {}
     }
