@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::process::ExitCode;
+use std::{io::IsTerminal as _, process::ExitCode};
 
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
@@ -26,7 +26,9 @@ fn main() -> ExitCode {
 
 fn start(config: Config) -> Result<()> {
     let filter = EnvFilter::try_new(&config.log).context("--log is no filter");
-    let builder = tracing_subscriber::fmt().with_writer(std::io::stderr);
+    // Colours are for terminals: in a cluster's log they are noise between the words that people look for.
+    let colours = std::io::stderr().is_terminal();
+    let builder = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(colours);
     match config.log_format {
         LogFormat::Text => builder.with_env_filter(filter?).init(),
         LogFormat::Json => builder.json().with_env_filter(filter?).init(),
