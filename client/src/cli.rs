@@ -35,7 +35,8 @@ pub(crate) const TAKEN_OVER: u8 = 3;
     name = "sluice",
     version,
     arg_required_else_help = true,
-    after_help = "Exit codes: 0 clean stop, 1 failure, 2 usage, 3 another client with the same key took over."
+    after_help = "Exit codes: 0 done or stopped, 1 failure, 2 usage, 3 the same tunnel or intercept was started again \
+                  elsewhere and goes on there."
 )]
 pub(crate) struct Cli {
     #[command(subcommand)]
@@ -133,6 +134,30 @@ mod tests {
     }
 
     #[test]
+    fn a_full_intercept_is_understood() {
+        let line = "sluice intercept add web --workload sts/db --service s --port 1:http --port 2 --header X-User=a=b \
+                    --header x-team~=a.* --path-prefix /v1 --method GET -n demo --context c --on-unavailable reject --ttl 2h \
+                    --to host --detach --timeout 1m30s -o json";
+        let Command::Intercept(Intercept::Add(add)) =
+            parse(&line.split_whitespace().collect::<Vec<_>>().join(" ")).unwrap().command
+        else {
+            panic!("not `intercept add`")
+        };
+        let matches = serde_json::to_value(add.conditions.matches()).unwrap();
+        assert_eq!(matches["headers"][0], serde_json::json!({"type": "Exact", "name": "x-user", "value": "a=b"}));
+        assert_eq!(matches["headers"][1]["type"], "RegularExpression");
+        assert_eq!(matches["path"], serde_json::json!({"type": "PathPrefix", "value": "/v1"}));
+        assert_eq!(matches["method"], "GET");
+        assert_eq!(add.timeout.as_secs(), 90);
+        assert_eq!(add.output, Output::Json);
+        assert!(add.detach && !add.in_background);
+        let Command::Intercept(Intercept::Add(add)) = parse("sluice intercept add web -p 80").unwrap().command else {
+            panic!("not `intercept add`")
+        };
+        assert!(add.conditions.matches().is_empty());
+    }
+
+    #[test]
     fn mistakes_are_usage_errors_that_name_the_option() {
         for (line, option) in [
             ("sluice tunnel --agent-key HASH --port 1", "--agent <HOST[:PORT]>"),
@@ -142,6 +167,17 @@ mod tests {
             ("sluice tunnel --agent a --agent-key sha256:xyz --port 1", "--agent-key <sha256:HEX>"),
             ("sluice tunnel --agent a:0 --agent-key HASH --port 1", "--agent <HOST[:PORT]>"),
             ("sluice frobnicate", "frobnicate"),
+            ("sluice intercept add web", "--port <LOCAL[:REMOTE]>"),
+            ("sluice intercept add Web -p 80", "a name has lower case letters"),
+            ("sluice intercept add web -p 80:90/UDP", "UDP cannot be intercepted yet"),
+            ("sluice intercept add web -p 80 --header x", "give NAME=VALUE"),
+            ("sluice intercept add web -p 80 --header x~=(", "x~=("),
+            ("sluice intercept add web -p 80 --path v1", "v1"),
+            ("sluice intercept add web -p 80 --path /v1 --path-prefix /v2", "--path-prefix"),
+            ("sluice intercept add web -p 80 --workload job/x", "is no kind that can be intercepted"),
+            ("sluice intercept add web -p 80 --ttl 30s", "the shortest time to live is 1m"),
+            ("sluice intercept add web -p 80 --timeout 30", "give a number and a unit"),
+            ("sluice intercept list -A -n demo", "--namespace"),
         ] {
             let error = parse(line).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{line}");

@@ -4,6 +4,7 @@
 //! [`explain`]. It reads no resource by itself.
 
 use anyhow::Context as _;
+use anyhow::anyhow;
 use anyhow::bail;
 use kube::Client;
 use kube::Config;
@@ -48,8 +49,10 @@ impl Cluster {
         let namespace = options.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
         let url = config.cluster_url.to_string();
         let url = url.trim_end_matches('/').to_owned();
-        let client = Client::try_from(config).with_context(|| {
-            format!("the kubeconfig's context {context} cannot be used: check its certificates and login")
+        let client = Client::try_from(config).map_err(|error| {
+            let message =
+                format!("the kubeconfig's context {context} cannot be used: check its certificates and login");
+            anyhow!("{}", explain::chained(&message, &error))
         })?;
         Ok(Self { client, context, url, namespace })
     }

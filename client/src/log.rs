@@ -45,5 +45,6 @@ pub(crate) fn start_intercept(verbose: bool) {
 
 fn show(filter: &str) {
     let lines = tracing_subscriber::fmt().with_env_filter(EnvFilter::new(filter));
-    lines.with_writer(io::stderr).event_format(Lines).init();
+    // Files and pipes get no escape sequences, and neither does a terminal: there is nothing to set off.
+    lines.with_writer(io::stderr).with_ansi(false).event_format(Lines).init();
 }

@@ -1,6 +1,6 @@
 //! The command `sluice`: reads the command line, shows the library's log, turns signals and outcomes into exit codes.
 //!
-//! Exit codes: 0 clean stop, 1 failure, 2 usage, 3 another client with the same key took over.
+//! Exit codes: 0 done or stopped, 1 failure, 2 usage, 3 another client with the same key took over.
 
 #![forbid(unsafe_code)]
 

@@ -49,6 +49,13 @@ impl Cluster {
         }
     }
 
+    fn unknown_user(&self, doing: &str) -> anyhow::Error {
+        anyhow!(
+            "cannot {doing}: the cluster does not know you (context {}): your login has expired or is wrong, log in again",
+            self.context
+        )
+    }
+
     fn explain_status(&self, doing: &str, status: &Status) -> anyhow::Error {
         let context = &self.context;
         let message = status.message.trim();
@@ -62,11 +69,9 @@ impl Cluster {
             );
         }
         match status.code {
-            401 => anyhow!(
-                "cannot {doing}: the cluster does not know you (context {context}): your login has expired or is wrong, \
-                 log in again"
-            ),
+            401 => self.unknown_user(doing),
             403 => match missing_right(message) {
+                Some(missing) if missing.user == "system:anonymous" => self.unknown_user(doing),
                 Some(missing) => anyhow!("cannot {doing}: {}", missing.explain(context)),
                 None => anyhow!("cannot {doing}: forbidden (context {context}): {message}"),
             },
@@ -123,7 +128,7 @@ fn missing_right(message: &str) -> Option<Missing> {
 }
 
 /// An error with its causes on one line, without those that repeat what was said.
-fn chained(message: &str, error: &dyn std::error::Error) -> String {
+pub(super) fn chained(message: &str, error: &dyn std::error::Error) -> String {
     let mut text = message.to_owned();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use anyhow::bail;
 use k8s_openapi::api::core::v1::Service;
 use kube::Api;
 use kube::api::ListParams;
@@ -55,10 +56,10 @@ pub(crate) async fn run(options: &cli::Add) -> anyhow::Result<ExitCode> {
         biased;
         stopped = &mut stop => {
             stopped.context("cannot wait for signals")?;
-            return Ok(ExitCode::SUCCESS);
+            bail!("stopped before the intercept was ready")
         }
-        () = abandoned.cancelled() => return Ok(ExitCode::FAILURE),
-        () = tokio::time::sleep_until(deadline) => anyhow::bail!("the API server has not answered in time"),
+        () = abandoned.cancelled() => bail!("stopped before the intercept was ready"),
+        () = tokio::time::sleep_until(deadline) => bail!("the API server has not answered in time"),
         prepared = Box::pin(preparing) => prepared?,
     };
     let (identity, is_new) = files.identity()?;

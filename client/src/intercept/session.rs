@@ -10,6 +10,7 @@ use anyhow::bail;
 use futures_util::StreamExt as _;
 use kube::ResourceExt as _;
 use kube::runtime::WatchStreamExt as _;
+use kube::runtime::utils::Backoff;
 use kube::runtime::watcher;
 use sluice::TakenOver;
 use sluice_api::Intercept;
@@ -23,6 +24,10 @@ use super::view::View;
 
 /// How long a creation that was interrupted may take to come to its end.
 const SETTLE_LIMIT: Duration = Duration::from_secs(2);
+
+/// Shortest and longest pause between attempts to watch.
+const FIRST_RETRY: Duration = Duration::from_millis(200);
+const LAST_RETRY: Duration = Duration::from_secs(3);
 
 /// A wait that takes longer than this is explained.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -95,6 +100,28 @@ async fn create(wanted: &Wanted, stops: &mut Stops<'_>) -> anyhow::Result<Interc
     Err(why)
 }
 
+/// Pauses between attempts to watch: a pod that comes while the API server is away waits no longer than the last one.
+#[derive(Default)]
+struct Retry {
+    next: Option<Duration>,
+}
+
+impl Iterator for Retry {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let pause = self.next.unwrap_or(FIRST_RETRY);
+        self.next = Some((pause * 2).min(LAST_RETRY));
+        Some(pause)
+    }
+}
+
+impl Backoff for Retry {
+    fn reset(&mut self) {
+        self.next = None;
+    }
+}
+
 struct Serving<'a> {
     wanted: &'a Wanted,
     fleet: Fleet,
@@ -109,7 +136,8 @@ impl Serving<'_> {
         mut stops: Stops<'_>,
         ready: impl FnOnce(&View) -> anyhow::Result<()>,
     ) -> anyhow::Result<End> {
-        let mut events = Box::pin(watcher::watch_object(self.wanted.api(), &self.wanted.name()).default_backoff());
+        let mut events =
+            Box::pin(watcher::watch_object(self.wanted.api(), &self.wanted.name()).backoff(Retry::default()));
         let mut progress = tokio::time::interval_at(Instant::now() + PATIENCE, PATIENCE);
         let mut ready = Some(ready);
         let (mut said, mut watching) = (String::new(), true);

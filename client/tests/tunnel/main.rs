@@ -7,6 +7,7 @@
 mod agent;
 mod command;
 mod data;
+mod forward;
 mod lifecycle;
 mod local;
 mod refusals;
