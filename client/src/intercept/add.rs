@@ -67,11 +67,11 @@ pub(crate) async fn run(options: &cli::Add) -> anyhow::Result<ExitCode> {
     let fleet = Fleet::new(cluster.client.clone(), &cluster.namespace, identity.clone(), Ports::new(forwards)?, to);
     let wanted = Wanted::new(cluster, intercept(options, &workload, &resolved, &identity));
     let ready = |view: &view::View| {
-        let summary = view::print(options.output, view, || view.to_string())?;
+        let summary = view::render(options.output, view, || view.to_string())?;
         if options.in_background {
             detach::announce(&summary)?;
         } else {
-            print!("{summary}");
+            view::show(&summary)?;
             tracing::info!("intercepting; Ctrl-C ends it");
         }
         Ok(())

@@ -17,6 +17,7 @@ use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 
 use super::key::Files;
+use super::view;
 
 const END_OF_REPORT: u8 = 0;
 
@@ -40,8 +41,7 @@ pub(crate) fn start(name: &str, files: &Files) -> anyhow::Result<ExitCode> {
     let mut output = child.stdout.take().context("the background process has no output")?;
     match report(&mut output).context("cannot hear from the background process")? {
         Some(summary) => {
-            print!("{summary}");
-            io::stdout().flush()?;
+            view::show(&summary)?;
             eprintln!(
                 "running in the background (process {}, log {}); `sluice intercept remove {name}` ends it",
                 child.id(),

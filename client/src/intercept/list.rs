@@ -44,7 +44,7 @@ pub(crate) async fn list(options: &cli::List) -> anyhow::Result<ExitCode> {
         true => format!("no intercepts in {}\n", place(&cluster, options)),
         false => views.iter().map(View::to_string).collect::<Vec<_>>().join("\n"),
     };
-    print!("{}", view::print(options.output, &views, text)?);
+    view::show(&view::render(options.output, &views, text)?)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -91,7 +91,7 @@ pub(crate) async fn status(options: &cli::Status) -> anyhow::Result<ExitCode> {
         parts.extend(status.intercepts.iter().map(|view| format!("{view}{}", view.pods())));
         parts.join("\n")
     };
-    print!("{}", view::print(options.list.output, &status, text)?);
+    view::show(&view::render(options.list.output, &status, text)?)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -5,6 +5,8 @@
 
 use std::fmt;
 use std::fmt::Write as _;
+use std::io;
+use std::io::Write as _;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt as _;
@@ -263,8 +265,17 @@ impl From<sluice_api::PodStatus> for Pod {
     }
 }
 
-/// Prints `document` as the user asked, or `text`.
-pub(crate) fn print(
+/// Writes to standard output. Whoever reads it may have seen enough.
+pub(crate) fn show(text: &str) -> io::Result<()> {
+    let mut output = io::stdout().lock();
+    match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        outcome => outcome,
+    }
+}
+
+/// `document` as the user asked for it, or `text`.
+pub(crate) fn render(
     output: Output,
     document: &impl Serialize,
     text: impl FnOnce() -> String,

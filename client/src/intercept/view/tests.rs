@@ -98,7 +98,7 @@ fn the_json_form_is_stable() {
     });
     assert_eq!(serde_json::to_value(&view).unwrap(), expected);
     assert!(view.pods().contains("3 steered, 2 matched, 1 taken, 1 passed through, 0 rejected: no client"));
-    assert!(print(Output::Yaml, &view, String::new).unwrap().contains("containerPort: 8080"));
+    assert!(render(Output::Yaml, &view, String::new).unwrap().contains("containerPort: 8080"));
 }
 
 #[test]
