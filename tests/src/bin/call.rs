@@ -29,9 +29,15 @@ struct Arguments {
     /// Where to, `http://HOST:PORT/PATH`
     #[arg(required_unless_present = "idle")]
     to: Option<Uri>,
-    /// A header, `NAME: VALUE`; may be repeated
+    /// A header, `NAME: VALUE`; may be repeated. `{n}` stands for the number of the request, modulo `--spread`
     #[arg(long = "header", value_name = "NAME: VALUE")]
     headers: Vec<String>,
+    /// See `--header`
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    spread: u32,
+    /// Who must answer, with `{n}` as in `--header`; other answers count as failed
+    #[arg(long)]
+    expect: Option<String>,
     /// How many requests
     #[arg(long, default_value_t = 1)]
     count: u32,
@@ -101,9 +107,9 @@ struct Shared {
 impl Shared {
     async fn call(&self, told: &Mutex<Told>, left: &Mutex<u32>, began: Instant) {
         let mut kept = None;
-        while self.goes_on(left, began) {
+        while let Some(number) = self.next(left, began) {
             let start = Instant::now();
-            let outcome = tokio::time::timeout(LIMIT, self.request(&mut kept)).await;
+            let outcome = tokio::time::timeout(LIMIT, self.request(number % self.arguments.spread, &mut kept)).await;
             let outcome = outcome.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer in {} s", LIMIT.as_secs())));
             if outcome.is_err() {
                 kept = None;
@@ -113,22 +119,25 @@ impl Shared {
         }
     }
 
-    fn goes_on(&self, left: &Mutex<u32>, began: Instant) -> bool {
-        if let Some(seconds) = self.arguments.during {
-            return began.elapsed().as_secs_f32() < seconds;
-        }
+    /// The number of the next request, if there is one more.
+    fn next(&self, left: &Mutex<u32>, began: Instant) -> Option<u32> {
         let mut left = left.lock().unwrap_or_else(PoisonError::into_inner);
-        let more = *left > 0;
-        *left = left.saturating_sub(1);
-        more
+        let (more, next) = match self.arguments.during {
+            Some(seconds) => (began.elapsed().as_secs_f32() < seconds, left.wrapping_sub(1)),
+            None => (*left > 0, left.saturating_sub(1)),
+        };
+        *left = next;
+        more.then_some(next)
     }
 
-    async fn request(&self, kept: &mut Option<Http1Caller>) -> Result<String> {
+    async fn request(&self, number: u32, kept: &mut Option<Http1Caller>) -> Result<String> {
+        let number = number.to_string();
         let mut caller = match kept.take() {
             Some(caller) => caller,
             None => Http1Caller::over(TcpStream::connect(self.address).await.context("connecting")?)?,
         };
-        let pairs = self.arguments.headers.iter().filter_map(|header| header.split_once(": "));
+        let numbered: Vec<_> = self.arguments.headers.iter().map(|header| header.replace("{n}", &number)).collect();
+        let pairs = numbered.iter().filter_map(|header| header.split_once(": "));
         let mut headers: Vec<_> = [("host", self.host.as_str())].into_iter().chain(pairs).collect();
         if !self.arguments.keep_alive {
             headers.push(("connection", "close"));
@@ -140,7 +149,10 @@ impl Shared {
         if self.arguments.keep_alive {
             *kept = Some(caller);
         }
-        who.context("an answer without signature")
+        let who = who.context("an answer without signature")?;
+        let expected = self.arguments.expect.as_ref().map(|expected| expected.replace("{n}", &number));
+        ensure!(expected.as_ref().is_none_or(|expected| *expected == who), "answered by {who} instead of {expected:?}");
+        Ok(who)
     }
 }
 

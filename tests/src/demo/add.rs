@@ -43,6 +43,9 @@ pub async fn run(options: &Options, stop: CancellationToken) -> Result<()> {
 }
 
 async fn answer(request: HttpRequest<Incoming>, signature: HeaderValue) -> web::Answer {
+    if request.uri().path() == "/healthz" {
+        return web::text(StatusCode::OK, "ok");
+    }
     if request.uri().path() != "/sum" {
         return web::text(StatusCode::NOT_FOUND, "POST /sum is all there is");
     }
@@ -66,7 +69,10 @@ async fn answer(request: HttpRequest<Incoming>, signature: HeaderValue) -> web::
 async fn serve_grpc(listener: TcpListener, stop: CancellationToken, signed: &str) -> Result<()> {
     let signature = signed.parse().context("the signature is not fit for metadata")?;
     let stopped = stop.clone();
+    // For probes of Kubernetes, which ask by gRPC's own protocol for that.
+    let (_health, health) = tonic_health::server::health_reporter();
     let server = Server::builder()
+        .add_service(health)
         .add_service(AdderServer::new(Service { signature }))
         .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stopped.cancelled_owned());
     tokio::select! {
