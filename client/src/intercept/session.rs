@@ -213,13 +213,9 @@ impl Serving<'_> {
                  sluice-system get pods`, or run `sluice install` to repair it"
             ),
             _ => {
-                let pods = view.pods();
-                let pods = pods.trim_end();
-                anyhow!(
-                    "the intercept has not become ready in time: {}{}{pods}",
-                    view.message,
-                    if pods.is_empty() { "" } else { "\n" }
-                )
+                // One pod's reason is the message already.
+                let pods = if view.lists_several() { format!("\n{}", view.pods()) } else { String::new() };
+                anyhow!("the intercept has not become ready in time: {}{}", view.message, pods.trim_end())
             }
         }
     }

@@ -156,6 +156,11 @@ impl View {
         self
     }
 
+    /// Whether there is more than one pod.
+    pub(crate) fn lists_several(&self) -> bool {
+        self.pods.len() > 1
+    }
+
     /// A table of the pods with what was counted.
     pub(crate) fn pods(&self) -> String {
         let mut text = String::new();
