@@ -5,6 +5,9 @@
 
 mod cluster;
 mod image;
+mod injecting;
 mod laptop;
+mod reviewing;
 mod stage;
+mod system;
 mod taking;

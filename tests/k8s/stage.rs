@@ -384,12 +384,14 @@ impl Told {
     }
 }
 
-async fn output(mut command: Command) -> Result<Output> {
+/// Runs a command to its end.
+pub async fn output(mut command: Command) -> Result<Output> {
     let output = tokio::time::timeout(LIMIT * 2, command.kill_on_drop(true).output()).await;
     output.context("the command does not end")?.context("the command does not start")
 }
 
-fn text(output: &Output) -> String {
+/// How a command ended and all that it said.
+pub fn text(output: &Output) -> String {
     let (out, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     format!("{}\n{out}{errors}", output.status)
 }
