@@ -4,6 +4,7 @@
 //! for each theme.
 
 mod cluster;
+mod guarding;
 mod image;
 mod injecting;
 mod laptop;
