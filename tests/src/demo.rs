@@ -7,6 +7,7 @@ mod messages;
 mod web;
 
 pub mod add;
+pub mod on_cluster;
 pub mod report;
 pub mod scenes;
 pub mod stage;

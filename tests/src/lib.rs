@@ -29,6 +29,7 @@ pub mod cluster;
 pub mod demo;
 pub mod image;
 pub mod peers;
+pub mod product;
 pub mod stage;
 
 pub use agent::{Agent, AgentBuilder, Status};

@@ -93,13 +93,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<()> {
     let mut ending = JoinSet::new();
     let (namespace, replica) = (config.namespace, config.replica);
     ending.spawn(leader::run(client, namespace, replica, leads_tx, stop.clone().cancelled_owned()));
-    ending.spawn(server::serve(
-        agents_listener,
-        server_config.clone(),
-        door.router(),
-        MAX_AGENTS,
-        stop.clone(),
-    ));
+    ending.spawn(server::serve(agents_listener, server_config.clone(), door.router(), MAX_AGENTS, stop.clone()));
     ending.spawn(server::serve(
         admission_listener,
         server_config,

@@ -11,11 +11,7 @@
 //! | [`plan`] | what follows from all of that, as a pure function |
 //! | [`deeds`] | status, deletions and events in the API |
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
@@ -34,7 +30,7 @@ mod world;
 use self::{
     deeds::Deeds,
     door::{PodIdentity, Said},
-    plan::{Case, Heard, Plan},
+    plan::{Case, Heard, Overlaps, Plan},
     world::{PodFacts, World},
 };
 
@@ -78,6 +74,8 @@ struct Reign {
     began: Instant,
     revision: u64,
     agents: BTreeMap<String, Agent>,
+    /// By namespace.
+    overlaps: BTreeMap<String, Overlaps>,
     deeds: Deeds,
 }
 
@@ -106,7 +104,8 @@ impl Controller {
 
     async fn lead(&mut self, leads_rx: &mut watch::Receiver<bool>) {
         let deeds = Deeds::new(self.client.clone(), self.replica.clone());
-        let mut reign = Reign { began: Instant::now(), revision: 0, agents: BTreeMap::new(), deeds };
+        let (began, revision) = (Instant::now(), 0);
+        let mut reign = Reign { began, revision, agents: BTreeMap::new(), overlaps: BTreeMap::new(), deeds };
         let mut tick = tokio::time::interval(PERIOD);
         loop {
             // Each arm is cancel safe: what is not taken now is taken next time.
@@ -168,11 +167,8 @@ impl Reign {
         });
         let intercepts = world.intercepts();
         let pods = world.pods();
-        let heard: BTreeMap<_, _> = self
-            .agents
-            .iter()
-            .filter_map(|(uid, agent)| Some((uid.clone(), agent.heard.clone()?)))
-            .collect();
+        let heard: BTreeMap<_, _> =
+            self.agents.iter().filter_map(|(uid, agent)| Some((uid.clone(), agent.heard.clone()?))).collect();
         let young = self.began.elapsed() < GRACE;
         let mut namespaces = BTreeMap::<String, Vec<Case<'_>>>::new();
         for intercept in &intercepts {
@@ -184,8 +180,10 @@ impl Reign {
             namespaces.entry(namespace).or_default().push(case);
         }
         let (now, mut whole) = (Timestamp::now(), Plan::default());
-        for cases in namespaces.into_values() {
-            let mut plan = plan::plan(cases, &heard, &|_| young, now);
+        self.overlaps.retain(|namespace, _| namespaces.contains_key(namespace));
+        for (namespace, cases) in namespaces {
+            let overlaps = self.overlaps.entry(namespace).or_default();
+            let mut plan = plan::plan(cases, overlaps, &heard, &|_| young, now);
             whole.rules.append(&mut plan.rules);
             whole.status.append(&mut plan.status);
             whole.ends.append(&mut plan.ends);
@@ -211,13 +209,12 @@ impl Reign {
                 continue;
             }
             self.revision += 1;
-            let intercepts: Vec<_> = wanted.iter().map(|assigned| assigned.rule.name.as_str()).collect();
             tracing::info!(
                 target: "agents",
                 namespace = agent.pod.namespace,
                 pod = agent.pod.name,
                 revision = self.revision,
-                ?intercepts,
+                intercepts = wanted.len(),
                 "rules sent"
             );
             rules_tx.send_replace(Some(Assignment { revision: self.revision, intercepts: wanted.clone() }));

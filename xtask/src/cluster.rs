@@ -57,10 +57,8 @@ enum Action {
 
 /// Runs the command.
 pub(crate) fn run(args: ClusterArgs) -> Result<ExitCode> {
-    let given = env::var_os("KUBECONFIG").is_some_and(|path| !path.is_empty());
-    if !given && matches!(args.action, Action::Up) {
-        ensure!(cfg!(target_os = "linux"), "a cluster of one's own runs on Linux; elsewhere, set KUBECONFIG");
-        provide()?;
+    if matches!(args.action, Action::Up) {
+        provide_unless_given()?;
     }
     let status = cargo::command(&["build", "--quiet", "-p", "sluice-tests", "--bins"])?.status();
     ensure!(status.context("cannot run cargo")?.success(), "the build failed");
@@ -76,6 +74,15 @@ pub(crate) fn run(args: ClusterArgs) -> Result<ExitCode> {
     let program = cargo::program("sluice-cluster", false)?;
     let error = Command::new(&program).args(words).env("PATH", system::path()?).exec();
     Err(anyhow!("cannot run {}: {error}", program.display()))
+}
+
+/// Installs what is missing of what a cluster takes, unless `KUBECONFIG` names one.
+pub(crate) fn provide_unless_given() -> Result<()> {
+    if env::var_os("KUBECONFIG").is_some_and(|path| !path.is_empty()) {
+        return Ok(());
+    }
+    ensure!(cfg!(target_os = "linux"), "a cluster of one's own runs on Linux; elsewhere, set KUBECONFIG");
+    provide()
 }
 
 /// Installs what is missing of what a cluster takes.

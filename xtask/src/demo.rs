@@ -15,6 +15,9 @@ pub(crate) struct DemoArgs {
     /// Print one JSON document instead of the scenes.
     #[arg(long)]
     json: bool,
+    /// On a real Kubernetes: one on this machine, or the one that KUBECONFIG names.
+    #[arg(long)]
+    cluster: bool,
     /// Keep everything up after the scenes and print commands to try it by hand, until Ctrl-C.
     #[arg(long, conflicts_with = "json")]
     stay: bool,
@@ -34,11 +37,17 @@ pub(crate) fn run(args: DemoArgs) -> Result<ExitCode> {
     if args.stay {
         system::provide(system::BY_HAND)?;
     }
-    cargo::build_programs(false)?;
+    if args.cluster {
+        crate::cluster::provide_unless_given()?;
+        system::provide(&[("strip", "binutils")])?;
+        cargo::build_for_tests()?;
+    } else {
+        cargo::build_programs(false)?;
+    }
     let program = cargo::program("sluice-demo", false)?;
     let mut command = Command::new(&program);
     command.env("PATH", system::path()?);
-    for (given, flag) in [(args.json, "--json"), (args.stay, "--stay")] {
+    for (given, flag) in [(args.json, "--json"), (args.stay, "--stay"), (args.cluster, "--cluster")] {
         if given {
             command.arg(flag);
         }

@@ -12,6 +12,7 @@ use clap::Parser;
 use sluice_tests::{
     Lab,
     demo::{
+        on_cluster::{ClusterStage, Found},
         report::{Document, SceneReport, Terminal},
         scenes,
         stage::Stage,
@@ -26,6 +27,9 @@ struct Arguments {
     /// Print one JSON document instead
     #[arg(long)]
     json: bool,
+    /// On a real Kubernetes: one on this machine, or the one that KUBECONFIG names
+    #[arg(long)]
+    cluster: bool,
     /// Keep everything up afterwards and print commands to try, until Ctrl-C
     #[arg(long, conflicts_with = "json")]
     stay: bool,
@@ -59,6 +63,9 @@ async fn run(arguments: Arguments, terminal: Terminal) -> ExitCode {
         Ok(signals) => signals,
         Err(error) => return fail(arguments, &error, Vec::new()),
     };
+    if arguments.cluster {
+        return on_cluster(arguments, terminal, &mut signals).await;
+    }
     let lab = match start_lab() {
         Ok(lab) => lab,
         Err(error) => return fail(arguments, &error, Vec::new()),
@@ -75,6 +82,53 @@ async fn run(arguments: Arguments, terminal: Terminal) -> ExitCode {
     terminal.line("Taking everything down.");
     let down = lab.finish();
     eprint!("{outputs}");
+    conclude(arguments, terminal, ended, down, played)
+}
+
+/// The same scenes in a cluster.
+async fn on_cluster(arguments: Arguments, terminal: Terminal, signals: &mut Signals) -> ExitCode {
+    scenes::introduce(terminal, "   The laptop is this machine; the others are pods of a real Kubernetes.");
+    let progress = |what: &str| terminal.aside(&format!("   … {what}"));
+    let (mut played, mut found, mut stage) = (Vec::new(), None, None);
+    let showing = async {
+        let found = found.insert(Found::get(progress).await?);
+        let stage = stage.insert(Box::pin(ClusterStage::set_up(found, progress)).await?);
+        Box::pin(scenes::play(stage, terminal, &mut played)).await?;
+        if arguments.stay {
+            scenes::offer(terminal, &stage.invite());
+            std::future::pending::<()>().await;
+        }
+        Ok(())
+    };
+    let ended = tokio::select! {
+        biased;
+        // Not resumed: all that was begun is taken down.
+        interrupted = signals.next() => Ok(Some(interrupted)),
+        shown = showing => shown.map(|()| None),
+    };
+    terminal.line("");
+    terminal.line("Taking everything down.");
+    let down = async {
+        let finished = match stage {
+            Some(stage) => Box::pin(stage.finish()).await,
+            None => Ok(()),
+        };
+        match found {
+            Some(found) => finished.and(Box::pin(found.restore()).await),
+            None => finished,
+        }
+    };
+    let down = down.await;
+    conclude(arguments, terminal, ended, down, played)
+}
+
+fn conclude(
+    arguments: Arguments,
+    terminal: Terminal,
+    ended: Result<Option<Interrupted>>,
+    down: Result<()>,
+    played: Vec<SceneReport>,
+) -> ExitCode {
     match (ended, down) {
         (Err(error), Ok(())) => fail(arguments, &error, played),
         (Err(error), Err(left)) => fail(arguments, &error.context(format!("besides, {left:#}")), played),
@@ -112,7 +166,7 @@ fn start_lab() -> Result<Lab> {
 }
 
 async fn show(lab: &Lab, arguments: Arguments, terminal: Terminal, played: &mut Vec<SceneReport>) -> Result<()> {
-    scenes::introduce(terminal);
+    scenes::introduce(terminal, "   Each of the four is a host of its own: a network namespace on this machine.");
     let mut stage = Stage::set_up(lab, |what| terminal.aside(&format!("   … {what}"))).await?;
     scenes::play(&mut stage, terminal, played).await?;
     if arguments.stay {

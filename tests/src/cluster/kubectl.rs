@@ -89,8 +89,8 @@ impl Kubectl {
         self
     }
 
-    /// Runs it and returns what it printed; an error says what it complained about.
-    pub async fn run(self) -> Result<String> {
+    /// The command itself, for one that goes on for a while.
+    pub fn command(&self) -> Result<Command> {
         let mut words = self.program.words.iter();
         let mut command = Command::new(words.next().context("no kubectl")?);
         // By the variable and not by the flag: it may name several files.
@@ -98,6 +98,12 @@ impl Kubectl {
         if let Some(folder) = &self.program.cache {
             command.env("KUBECACHEDIR", folder);
         }
+        Ok(command)
+    }
+
+    /// Runs it and returns what it printed; an error says what it complained about.
+    pub async fn run(self) -> Result<String> {
+        let command = self.command()?;
         let name = format!("kubectl {}", self.arguments.join(" "));
         output(command, &self.input, self.within).await.with_context(|| name)
     }

@@ -8,6 +8,7 @@ use super::{
     report::{RequestReport, SceneReport, Terminal},
     stage::{Rule, Stage},
 };
+use crate::peers::http1::Response;
 
 /// The header that the developer's own requests carry.
 const HEADER: (&str, &str) = ("x-user", "adam");
@@ -80,8 +81,18 @@ const SCENES: [Scene; 3] = [
     },
 ];
 
-/// The picture that comes first.
-pub fn introduce(terminal: Terminal) {
+/// What scenes are played on.
+pub trait Set {
+    /// Lets the laptop have what the rule says, from the next connection on.
+    fn intercept(&mut self, rule: Rule) -> impl Future<Output = Result<()>>;
+
+    /// Sends a request to `tictac`.
+    fn request(&mut self, method: &str, path: &str, headers: &[(&str, &str)])
+    -> impl Future<Output = Result<Response>>;
+}
+
+/// The picture that comes first; `place` says what the four are.
+pub fn introduce(terminal: Terminal, place: &str) {
     terminal.title("Sluice: take the requests you choose to your own machine");
     for line in [
         "",
@@ -90,7 +101,7 @@ pub fn introduce(terminal: Terminal) {
         "                             Sluice's agent─┘    Sluice's client",
         "",
         "   tictac counts: POST /tic adds one, and add does the adding. The answer says which add it was.",
-        "   Each of the four is a host of its own: a network namespace on this machine.",
+        place,
         "",
     ] {
         terminal.line(line);
@@ -98,7 +109,7 @@ pub fn introduce(terminal: Terminal) {
 }
 
 /// Plays all scenes and writes into `played` what happened, also when it fails half-way.
-pub async fn play(stage: &mut Stage, terminal: Terminal, played: &mut Vec<SceneReport>) -> Result<()> {
+pub async fn play(stage: &mut impl Set, terminal: Terminal, played: &mut Vec<SceneReport>) -> Result<()> {
     let mut tics = 0;
     for scene in &SCENES {
         terminal.title(scene.title);
@@ -127,7 +138,7 @@ pub async fn play(stage: &mut Stage, terminal: Terminal, played: &mut Vec<SceneR
     Ok(())
 }
 
-async fn send(stage: &mut Stage, request: &Request) -> Result<RequestReport> {
+async fn send(stage: &mut impl Set, request: &Request) -> Result<RequestReport> {
     let headers: Vec<_> = request.header.iter().map(|(header, _)| *header).collect();
     let begin = Instant::now();
     let response = stage.request("POST", "/tic", &headers).await?;
@@ -149,8 +160,7 @@ pub fn invite(stage: &Stage, terminal: Terminal) {
     let add = format!("nsenter --net={}", stage.add.namespace_path().display());
     let url = format!("http://{}", stage.tictac_address());
     let (name, value) = HEADER;
-    terminal.title("Now you: everything stays up until Ctrl-C. In another terminal, as root:");
-    for (what, command) in [
+    let commands = [
         (
             "A request like anybody's; the answer's header x-answered-by says who has added",
             format!("{caller} curl -si -X POST {url}/tic"),
@@ -164,7 +174,14 @@ pub fn invite(stage: &Stage, terminal: Terminal) {
             format!("${{EDITOR:-nano}} {}", stage.agent.rules_file().display()),
         ),
         ("What agent, client and services log", format!("tail -f {}/*.log", stage.add.folder().display())),
-    ] {
+    ];
+    offer(terminal, &commands);
+}
+
+/// Shows commands, each with what it is for.
+pub fn offer(terminal: Terminal, commands: &[(&str, String)]) {
+    terminal.title("Now you: everything stays up until Ctrl-C. In another terminal, as root:");
+    for (what, command) in commands {
         terminal.line("");
         terminal.aside(&format!("   # {what}"));
         terminal.line(&format!("   {command}"));

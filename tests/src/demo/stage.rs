@@ -4,6 +4,7 @@ use std::{net::SocketAddr, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result};
 
+use super::scenes::Set;
 use crate::{
     Agent, Client, ClientKey, Host, Lab, Process, binaries,
     peers::http1::{Http1Caller, Response},
@@ -79,22 +80,6 @@ impl Stage {
         Ok(Self { caller, tictac, add, laptop, agent, key, client: None, connection, _services: services })
     }
 
-    /// Lets the laptop have what the rule says, from the next connection on.
-    pub async fn intercept(&mut self, rule: Rule) -> Result<()> {
-        self.agent.set_rules(&self.rules(rule)).await?;
-        if self.client.is_none() {
-            let port = GRPC_PORT.to_string();
-            let client = Client::start(&self.laptop, &self.agent, &self.key, &[&port]).await;
-            self.client = Some(client.context("starting the client on the laptop")?);
-        }
-        Ok(())
-    }
-
-    /// Sends a request to `tictac`.
-    pub async fn request(&mut self, method: &str, path: &str, headers: &[(&str, &str)]) -> Result<Response> {
-        self.connection.call(method, path, headers, b"").await.with_context(|| format!("{method} {path}"))
-    }
-
     /// Where callers find `tictac`.
     pub fn tictac_address(&self) -> SocketAddr {
         self.tictac.at(HTTP_PORT)
@@ -109,6 +94,22 @@ impl Stage {
             "intercepts:\n- name: demo\n  ports: [{{port: {GRPC_PORT}}}]\n{matching}  client: {{keyHash: \"{}\"}}\n",
             self.key.hash()
         )
+    }
+}
+
+impl Set for Stage {
+    async fn intercept(&mut self, rule: Rule) -> Result<()> {
+        self.agent.set_rules(&self.rules(rule)).await?;
+        if self.client.is_none() {
+            let port = GRPC_PORT.to_string();
+            let client = Client::start(&self.laptop, &self.agent, &self.key, &[&port]).await;
+            self.client = Some(client.context("starting the client on the laptop")?);
+        }
+        Ok(())
+    }
+
+    async fn request(&mut self, method: &str, path: &str, headers: &[(&str, &str)]) -> Result<Response> {
+        self.connection.call(method, path, headers, b"").await.with_context(|| format!("{method} {path}"))
     }
 }
 

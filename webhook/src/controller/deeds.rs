@@ -272,7 +272,10 @@ impl End {
             Self::Expired => ("InterceptExpired", format!("intercept {name} of {owner} has reached its time to live")),
             Self::Abandoned => (
                 "InterceptAbandoned",
-                format!("intercept {name} of {owner} was removed: its client was away for {} min", super::plan::ABANDONED.as_mins()),
+                format!(
+                    "intercept {name} of {owner} was removed: its client was away for {} min",
+                    super::plan::ABANDONED.as_mins()
+                ),
             ),
             Self::TakenOver { by, owner: newer } => (
                 "InterceptTakenOver",

@@ -136,10 +136,7 @@ impl Door {
     }
 
     async fn review(&self, token: &str) -> Result<UserInfo, Refused> {
-        let spec = TokenReviewSpec {
-            token: Some(token.to_owned()),
-            audiences: Some(vec![TOKEN_AUDIENCE.to_owned()]),
-        };
+        let spec = TokenReviewSpec { token: Some(token.to_owned()), audiences: Some(vec![TOKEN_AUDIENCE.to_owned()]) };
         let review = TokenReview { spec, ..TokenReview::default() };
         let (api, params) = (Api::<TokenReview>::all(self.client.clone()), PostParams::default());
         let reviewed = tokio::time::timeout(REVIEW_LIMIT, Box::pin(api.create(&params, &review))).await;

@@ -43,6 +43,16 @@ pub(crate) struct Heard {
     pub(crate) report: Report,
 }
 
+/// Which Intercepts of a namespace want the same, in the order in which they are accepted. Comparing them all is what takes
+/// long with many, and depends on nothing but their specifications: it is done again only when one of those changes.
+#[derive(Debug, Default)]
+pub(crate) struct Overlaps {
+    /// Uid and generation.
+    of: Vec<(String, i64)>,
+    /// For each, the older ones that it overlaps with.
+    older: Vec<Vec<usize>>,
+}
+
 /// What is to be done.
 #[derive(Debug, Default)]
 pub(crate) struct Plan {
@@ -86,6 +96,7 @@ pub fn is_silent(intercept: &Intercept, now: Timestamp) -> bool {
 /// about them stays.
 pub(crate) fn plan(
     mut cases: Vec<Case<'_>>,
+    overlaps: &mut Overlaps,
     heard: &BTreeMap<String, Heard>,
     fresh: &dyn Fn(&str) -> bool,
     now: Timestamp,
@@ -94,26 +105,17 @@ pub(crate) fn plan(
     cases.retain(|case| case.intercept.metadata.deletion_timestamp.is_none());
     // The order in which they are accepted: older ones go first, and of equally old ones chance must not decide.
     cases.sort_by_key(|case| (created(case.intercept), case.intercept.name_any()));
-    let mut accepted: Vec<&Intercept> = Vec::new();
-    for case in &cases {
+    overlaps.update(&cases);
+    let mut accepted = vec![false; cases.len()];
+    for (at, case) in cases.iter().enumerate() {
         let (intercept, uid) = (case.intercept, uid(case.intercept));
         if let Some(end) = ends(intercept, now) {
             plan.ends.insert(uid, end);
             continue;
         }
-        let mut conflict = None;
-        while let Some(found) = overlap::conflict(intercept, accepted.iter().copied()) {
-            let at = accepted.iter().position(|older| older.name_any() == found.name);
-            let Some(silent) = at.filter(|&at| is_silent(accepted[at], now)) else {
-                conflict = Some(found);
-                break;
-            };
-            let older = accepted.remove(silent);
-            let end = End::TakenOver { by: intercept.name_any(), owner: intercept.owner().to_owned() };
-            let older = self::uid(older);
-            plan.rules.values_mut().for_each(|rules| rules.retain(|rule| rule.uid != older));
-            plan.ends.insert(older, end);
-        }
+        let rivals = overlaps.older[at].iter().filter(|&&rival| accepted[rival]);
+        let (silent, others): (Vec<_>, Vec<_>) = rivals.partition(|&&rival| is_silent(cases[rival].intercept, now));
+        let conflict = others.first().and_then(|&&rival| overlap::conflict(intercept, [cases[rival].intercept]));
         let refusal = match conflict {
             Some(conflict) => Some(("Conflict", conflict.to_string())),
             None if !case.exists => {
@@ -125,7 +127,15 @@ pub(crate) fn plan(
         let status = match refusal {
             Some((reason, message)) => refused(intercept, reason, &message, now),
             None => {
-                accepted.push(intercept);
+                for &older in silent {
+                    accepted[older] = false;
+                    let older = self::uid(cases[older].intercept);
+                    plan.rules.values_mut().for_each(|rules| rules.retain(|rule| rule.uid != older));
+                    plan.status.remove(&older);
+                    let by = (intercept.name_any(), intercept.owner().to_owned());
+                    plan.ends.insert(older, End::TakenOver { by: by.0, owner: by.1 });
+                }
+                accepted[at] = true;
                 for (pod, rule) in case.pods.iter().filter_map(|pod| Some((pod, rule(intercept, pod).ok()?))) {
                     let assigned = Assigned { uid: uid.clone(), generation: generation(intercept), rule };
                     plan.rules.entry(pod.uid.clone()).or_default().push(assigned);
@@ -136,6 +146,23 @@ pub(crate) fn plan(
         plan.status.insert(uid, status);
     }
     plan
+}
+
+// === impl Overlaps ===
+
+impl Overlaps {
+    fn update(&mut self, cases: &[Case<'_>]) {
+        let of: Vec<_> = cases.iter().map(|case| (uid(case.intercept), generation(case.intercept))).collect();
+        if self.of == of {
+            return;
+        }
+        let overlaps = |new: usize, old: &usize| {
+            let (new, old) = (&cases[new].intercept.spec, &cases[*old].intercept.spec);
+            overlap::relation(new, old) != overlap::Relation::Disjoint
+        };
+        self.older = (0..cases.len()).map(|new| (0..new).filter(|old| overlaps(new, old)).collect()).collect();
+        self.of = of;
+    }
 }
 
 fn ends(intercept: &Intercept, now: Timestamp) -> Option<End> {
@@ -284,7 +311,9 @@ fn pod_status(intercept: &Intercept, pod: &PodFacts, report: Option<&Report>) ->
         (_, Err(name)) => format!("no container of it names a port {name:?}"),
         (None, _) => "its agent has not reported: it starts, or cannot reach the control plane".to_owned(),
         (Some(Report { refused: Some(why), .. }), _) => format!("its agent cannot work: {why}"),
-        (Some(Report { error: Some(why), .. }), _) if !programmed => format!("its agent does not take the rules: {why}"),
+        (Some(Report { error: Some(why), .. }), _) if !programmed => {
+            format!("its agent does not take the rules: {why}")
+        }
         _ if !programmed => "its agent has not taken the rule yet".to_owned(),
         _ if !connected => "the client is not connected to it".to_owned(),
         _ => String::new(),

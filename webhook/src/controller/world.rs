@@ -213,11 +213,7 @@ where
 }
 
 /// Names and owners only, which is all that the API server sends then.
-fn names<K>(
-    client: &Client,
-    changed_tx: &watch::Sender<()>,
-    following: &mut Following,
-) -> Store<PartialObjectMeta<K>>
+fn names<K>(client: &Client, changed_tx: &watch::Sender<()>, following: &mut Following) -> Store<PartialObjectMeta<K>>
 where
     K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + Sync + 'static,
 {
