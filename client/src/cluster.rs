@@ -6,11 +6,16 @@
 use anyhow::Context as _;
 use anyhow::anyhow;
 use anyhow::bail;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
 use kube::Client;
 use kube::Config;
+use kube::client::ConfigExt as _;
 use kube::config::KubeConfigOptions;
 use kube::config::Kubeconfig;
 use kube::config::KubeconfigError;
+use tower::BoxError;
+use tower::ServiceBuilder;
 
 use crate::cli;
 
@@ -49,13 +54,34 @@ impl Cluster {
         let namespace = options.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
         let url = config.cluster_url.to_string();
         let url = url.trim_end_matches('/').to_owned();
-        let client = Client::try_from(config).map_err(|error| {
+        let client = prompt_client(config).map_err(|error| {
             let message =
                 format!("the kubeconfig's context {context} cannot be used: check its certificates and login");
             anyhow!("{}", explain::chained(&message, &error))
         })?;
         Ok(Self { client, context, url, namespace })
     }
+}
+
+/// A client whose connections send at once what there is. The usual one waits for more (RFC 896) until the API server has
+/// acknowledged what came before, which it does after up to 40 ms: too long for a tunnel's datagrams in a port-forward.
+fn prompt_client(config: Config) -> kube::Result<Client> {
+    // Proxies are the usual client's to handle.
+    if config.proxy_url.is_some() {
+        return Client::try_from(config);
+    }
+    let mut tcp = HttpConnector::new();
+    tcp.set_nodelay(true);
+    // Names and certificates are the next connector's to look at.
+    tcp.enforce_http(false);
+    tcp.set_connect_timeout(config.connect_timeout);
+    let https = config.rustls_https_connector_with_connector(tcp)?;
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer()?)
+        .map_err(BoxError::from)
+        .service(hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(https));
+    Ok(Client::new(service, config.default_namespace))
 }
 
 const NO_KUBECONFIG: &str = "no cluster is configured: there is no kubeconfig at $KUBECONFIG or ~/.kube/config. Get one \
