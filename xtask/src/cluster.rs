@@ -96,6 +96,15 @@ pub(crate) fn provide() -> Result<()> {
     system::provide(TOOLS)
 }
 
+/// Why there can be no tests on a cluster here; nothing if there can.
+pub(crate) fn obstacle(privileged: bool, given: bool) -> Option<String> {
+    if !privileged {
+        return Some("they need root".to_owned());
+    }
+    let go = Command::new("go").arg("version").output().is_ok_and(|output| output.status.success());
+    (!given && !go).then(|| "they need Go 1.26 or newer to build Kubernetes with, or KUBECONFIG".to_owned())
+}
+
 /// Builds Kubernetes, if it has not been built yet. The tests' programs must be there.
 pub(crate) fn prepare() -> Result<()> {
     let mut command = Command::new(cargo::program("sluice-cluster", false)?);

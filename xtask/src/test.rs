@@ -11,9 +11,9 @@ use crate::{cargo, cluster, system};
 pub(crate) struct TestArgs {
     /// Only tests whose name contains this.
     filter: Option<String>,
-    /// Also the cluster's own tests, on a real Kubernetes; building that takes minutes the first time.
+    /// Leave out the tests on a real Kubernetes, which takes minutes to build the first time.
     #[arg(long)]
-    cluster: bool,
+    no_cluster: bool,
     /// Passed on to the test programs.
     #[arg(last = true)]
     arguments: Vec<String>,
@@ -27,28 +27,22 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
         system::provide(system::NETWORK)?;
         system::provide(system::PEERS)?;
         system::provide(system::REGISTRY)?;
-        if args.cluster && !given {
-            cluster::provide()?;
-        }
+        system::provide(&[("strip", "binutils")])?;
+    }
+    let without_cluster = cluster::obstacle(privileged, given).filter(|_| !args.no_cluster);
+    let on_cluster = !args.no_cluster && without_cluster.is_none();
+    if on_cluster && !given {
+        cluster::provide()?;
     }
     // The tests start these programs, which `cargo test` alone would not build.
     cargo::build_for_tests()?;
-    let mut started = None;
-    if args.cluster && privileged && !given {
-        // Before the tests, because it takes minutes the first time and shows how far it is.
-        cluster::prepare()?;
-        started = cluster::down_afterwards()?;
-    }
-
     // `--include-ignored` is not for examples in documentation: there `ignore` means what it says.
+    let current = crate::manifests::is_current()?;
     let programs = cargo_test(args, &["--lib", "--bins", "--tests"], privileged)?;
     let examples = cargo_test(args, &["--doc"], false)?;
-    let on_cluster = if args.cluster { Some(cargo_test(args, &["--test", "cluster"], privileged)?) } else { None };
-
-    if let Some(take_down) = started {
-        take_down()?;
-    }
+    let on_cluster = on_cluster.then(|| test_on_cluster(args, given)).transpose()?;
     println!();
+    println!("manifests are what the code says: {}", ran(current));
     println!("unit tests in each crate: {}", ran(programs));
     println!("examples in the documentation: {}", ran(examples));
     if privileged {
@@ -60,10 +54,30 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
         );
     }
     match on_cluster {
-        Some(well) => println!("the cluster's own tests (tests/k8s): {}", ran(well)),
-        None => println!("the cluster's own tests (tests/k8s): SKIPPED, ask for them with --cluster"),
+        Some(well) => println!("tests on a real Kubernetes (tests/k8s): {}", ran(well)),
+        None => {
+            let why = without_cluster.unwrap_or_else(|| "by --no-cluster".to_owned());
+            println!("tests on a real Kubernetes (tests/k8s): SKIPPED, {why}");
+        }
     }
-    Ok(if programs && examples && on_cluster != Some(false) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if current && programs && examples && on_cluster != Some(false) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Builds Kubernetes, if it is not there yet and nobody has given a cluster, and runs the ring that needs it.
+fn test_on_cluster(args: &TestArgs, given: bool) -> Result<bool> {
+    let mut started = None;
+    if !given {
+        if let Err(error) = cluster::prepare() {
+            eprintln!("error: {error:#}");
+            return Ok(false);
+        }
+        started = cluster::down_afterwards()?;
+    }
+    let well = cargo_test(args, &["--test", "cluster"], true)?;
+    if let Some(take_down) = started {
+        take_down()?;
+    }
+    Ok(well)
 }
 
 fn cargo_test(args: &TestArgs, targets: &[&str], include_ignored: bool) -> Result<bool> {
