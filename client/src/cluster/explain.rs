@@ -2,7 +2,9 @@
 
 use anyhow::anyhow;
 use kube::Error;
+use kube::Resource as _;
 use kube::core::Status;
+use sluice_api::Intercept;
 
 use super::Cluster;
 
@@ -27,6 +29,27 @@ pub(crate) fn is_refusal(error: &Error) -> bool {
 }
 
 impl Cluster {
+    /// [`Self::explain`] for a request about Intercepts. Where Sluice is not installed, the roles that allow them are missing
+    /// as well, and the API server speaks of the right before it looks at the type.
+    pub(crate) async fn explain_intercepts(&self, doing: &str, error: Error) -> anyhow::Error {
+        let forbidden = matches!(&error, Error::Api(status) if status.code == 403);
+        if forbidden && !self.knows_intercepts().await { self.not_installed() } else { self.explain(doing, error) }
+    }
+
+    /// Anything but a clear no counts as a yes. Everybody who may log in may ask.
+    async fn knows_intercepts(&self) -> bool {
+        let version = Intercept::api_version(&());
+        !matches!(self.client.list_api_group_resources(&version).await, Err(error) if is_not_found(&error))
+    }
+
+    fn not_installed(&self) -> anyhow::Error {
+        anyhow!(
+            "Sluice is not installed in this cluster (context {}): run `sluice install`, or ask whoever runs the cluster to \
+             do so",
+            self.context
+        )
+    }
+
     /// `error` in words, for somebody who was `doing` something, such as "create the Intercept web".
     pub(crate) fn explain(&self, doing: &str, error: Error) -> anyhow::Error {
         let (context, url) = (&self.context, &self.url);
@@ -75,10 +98,7 @@ impl Cluster {
                 Some(missing) => anyhow!("cannot {doing}: {}", missing.explain(context)),
                 None => anyhow!("cannot {doing}: forbidden (context {context}): {message}"),
             },
-            404 if is_unknown_resource(status) => anyhow!(
-                "Sluice is not installed in this cluster (context {context}): run `sluice install`, or ask whoever runs \
-                 the cluster to do so"
-            ),
+            404 if is_unknown_resource(status) => self.not_installed(),
             404 if status.details.as_ref().is_some_and(|details| details.kind == "namespaces") => {
                 anyhow!("cannot {doing}: {message} (context {context}): check --namespace")
             }

@@ -62,7 +62,7 @@ pub(crate) async fn remove(options: &cli::Remove) -> anyhow::Result<ExitCode> {
             let known = views(&cluster, false).await?;
             bail!("{}", missing(name, namespace, &known))
         }
-        Err(error) => Err(cluster.explain(&format!("remove the Intercept {name}"), error)),
+        Err(error) => Err(Box::pin(cluster.explain_intercepts(&format!("remove the Intercept {name}"), error)).await),
     }
 }
 
@@ -99,7 +99,10 @@ async fn views(cluster: &Cluster, everywhere: bool) -> anyhow::Result<Vec<View>>
     let client = cluster.client.clone();
     let api: Api<Intercept> = if everywhere { Api::all(client) } else { Api::namespaced(client, &cluster.namespace) };
     let list = api.list(&ListParams::default()).await;
-    let mut items = list.map_err(|error| cluster.explain("list the Intercepts", error))?.items;
+    let mut items = match list {
+        Ok(list) => list.items,
+        Err(error) => return Err(Box::pin(cluster.explain_intercepts("list the Intercepts", error)).await),
+    };
     items.sort_by_key(|intercept| (intercept.namespace(), intercept.name_any()));
     Ok(items.iter().map(View::of).collect())
 }

@@ -81,7 +81,7 @@ impl Wanted {
                     if !is_refusal(&error) {
                         Box::pin(self.clean_up()).await;
                     }
-                    return Err(self.cluster.explain(&doing, error));
+                    return Err(Box::pin(self.cluster.explain_intercepts(&doing, error)).await);
                 }
             }
         }
