@@ -17,6 +17,7 @@ mod stage;
 mod syscalls;
 
 pub mod app;
+pub mod cluster;
 pub mod report;
 pub mod run;
 

@@ -231,7 +231,8 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
     }
 }
 
-fn load_average() -> Result<f64> {
+/// Of the last minute.
+pub(super) fn load_average() -> Result<f64> {
     let text = fs::read_to_string("/proc/loadavg").context("reading /proc/loadavg")?;
     Ok(text.split(' ').next().context("nothing in /proc/loadavg")?.parse()?)
 }

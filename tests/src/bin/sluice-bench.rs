@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
 use sluice_tests::{
     Lab,
-    bench::{Case, app, report::Document, run},
+    bench::{Case, app, cluster, report::Document, run},
 };
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -32,15 +32,27 @@ struct Arguments {
     role: Option<Role>,
 }
 
-/// What the benchmark starts itself as, inside its hosts.
+/// What else this is.
 #[derive(Clone, Subcommand)]
-#[command(hide = true)]
 enum Role {
-    /// The app
+    /// Measures on a real Kubernetes instead: one on this machine, or the one that KUBECONFIG names
+    Cluster(ClusterArguments),
+    /// The app, which the benchmark starts inside its hosts
+    #[command(hide = true)]
     App {
         /// How it signs its answers
         signed: String,
     },
+}
+
+#[derive(Clone, Copy, clap::Args)]
+struct ClusterArguments {
+    /// Print one JSON document instead of a table
+    #[arg(long)]
+    json: bool,
+    /// How often each command is measured
+    #[arg(long)]
+    rounds: Option<usize>,
 }
 
 /// What has ended the benchmark early. By convention the exit status is 128 and the signal's number.
@@ -53,6 +65,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match &arguments.role {
         Some(Role::App { signed }) => app::run(signed).map(|()| ExitCode::SUCCESS),
+        Some(Role::Cluster(arguments)) => return on_cluster(*arguments),
         None => measure(&arguments),
     };
     result.unwrap_or_else(|error| {
@@ -64,11 +77,15 @@ fn main() -> ExitCode {
     })
 }
 
-fn measure(arguments: &Arguments) -> Result<ExitCode> {
-    ensure!(nix::unistd::geteuid().is_root(), "this makes network namespaces, which only root may");
+fn warn_unless_optimised() {
     if cfg!(debug_assertions) {
         eprintln!("sluice-bench: not optimised: these numbers mean nothing (cargo xtask bench)");
     }
+}
+
+fn measure(arguments: &Arguments) -> Result<ExitCode> {
+    ensure!(nix::unistd::geteuid().is_root(), "this makes network namespaces, which only root may");
+    warn_unless_optimised();
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         // Before anything is made: from here on no signal can end this without the lab being taken down.
         let interrupted = interrupted()?;
@@ -107,6 +124,56 @@ fn measure(arguments: &Arguments) -> Result<ExitCode> {
     })
 }
 
+/// The same on a cluster.
+fn on_cluster(arguments: ClusterArguments) -> ExitCode {
+    warn_unless_optimised();
+    let (document, exit_code) = match measure_cluster(arguments) {
+        Ok(Ok(document)) => (document, ExitCode::SUCCESS),
+        Ok(Err(Interrupted { name, exit_code })) => {
+            let error = Some(format!("stopped by {name}"));
+            (cluster::Document { error, ..cluster::Document::default() }, ExitCode::from(exit_code))
+        }
+        Err(error) => {
+            let error = Some(format!("{error:#}"));
+            (cluster::Document { error, ..cluster::Document::default() }, ExitCode::FAILURE)
+        }
+    };
+    if let Some(error) = &document.error {
+        eprintln!("sluice-bench: {error}");
+    }
+    if arguments.json {
+        print(&document);
+    } else if document.error.is_none() {
+        let _ = write!(std::io::stdout(), "{}", document.table());
+    }
+    exit_code
+}
+
+fn measure_cluster(arguments: ClusterArguments) -> Result<Result<cluster::Document, Interrupted>> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+        // Before anything is made: from here on no signal can end this without all of it being taken away.
+        let interrupted = interrupted()?;
+        let mut bench = cluster::ClusterBench::default();
+        let options = cluster::Options { rounds: arguments.rounds };
+        let ended = tokio::select! {
+            biased;
+            // Not resumed: all that was begun is taken away.
+            signal = interrupted => Ok(Err(signal)),
+            document = Box::pin(bench.measure(options, |what| eprintln!("… {what}"))) => document.map(Ok),
+        };
+        eprintln!("… taking away what was not there before");
+        match (ended, Box::pin(bench.take_down()).await) {
+            (Err(error), Err(left)) => Err(error.context(format!("besides, {left:#}"))),
+            (Err(error), Ok(())) | (Ok(_), Err(error)) => Err(error),
+            (Ok(Err(signal)), Ok(())) => Ok(Err(signal)),
+            (Ok(Ok(mut document)), Ok(())) => {
+                document.judge();
+                Ok(Ok(document))
+            }
+        }
+    })
+}
+
 /// Waits for a signal that ends this.
 fn interrupted() -> Result<impl Future<Output = Interrupted>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -121,7 +188,7 @@ fn interrupted() -> Result<impl Future<Output = Interrupted>> {
     })
 }
 
-fn print(document: &Document) {
+fn print(document: &impl serde::Serialize) {
     if let Ok(text) = serde_json::to_string(document) {
         let _ = writeln!(std::io::stdout(), "{text}");
     }
