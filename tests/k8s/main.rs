@@ -12,3 +12,4 @@ mod reviewing;
 mod stage;
 mod system;
 mod taking;
+mod using;
