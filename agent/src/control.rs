@@ -186,7 +186,7 @@ impl Control {
         };
         let stream = tokio::time::timeout_at(deadline, connecting).await.map_err(|_| slow())?.map_err(failed)?;
         let (requests, connection) =
-            tokio::time::timeout_at(deadline, h2::client::handshake(stream)).await.map_err(|_| slow())??;
+            tokio::time::timeout_at(deadline, Box::pin(h2::client::handshake(stream))).await.map_err(|_| slow())??;
         let request = Request::post(format!("https://{address}{PATH}"))
             .header(header::AUTHORIZATION, format!("Bearer {token}"))
             .header(UID_HEADER, &self.uid)
@@ -231,7 +231,7 @@ impl Control {
                     silent = Instant::now() + SILENCE;
                     body.flow_control().release_capacity(data.len())?;
                     lines.push(&data);
-                    while let Some(said) = lines.next::<ToAgent>()? {
+                    while let Some(said) = lines.next_line::<ToAgent>()? {
                         if let ToAgent::Rules(assignment) = said {
                             self.rules_tx.send_replace(Some(assignment));
                         }

@@ -167,7 +167,7 @@ impl Lines {
     ///
     /// # Errors
     /// [`LineError`]: the stream is of no use any more.
-    pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, LineError> {
+    pub fn next_line<T: DeserializeOwned>(&mut self) -> Result<Option<T>, LineError> {
         let Some(end) = self.buffer[self.searched..].iter().position(|&byte| byte == b'\n') else {
             self.searched = self.buffer.len();
             return if self.searched > MAX_LINE { Err(LineError::TooLong) } else { Ok(None) };
@@ -202,7 +202,7 @@ mod tests {
             let (mut lines, mut read) = (Lines::default(), Vec::new());
             for part in [&text[..split], &text[split..]] {
                 lines.push(part);
-                while let Some(report) = lines.next::<Report>().unwrap() {
+                while let Some(report) = lines.next_line::<Report>().unwrap() {
                     read.push(report);
                 }
             }
@@ -214,12 +214,12 @@ mod tests {
     fn a_line_without_end_and_one_without_sense_are_errors() {
         let mut lines = Lines::default();
         lines.push(&vec![b' '; MAX_LINE]);
-        assert!(matches!(lines.next::<Report>(), Ok(None)));
+        assert!(matches!(lines.next_line::<Report>(), Ok(None)));
         lines.push(b"  ");
-        assert!(matches!(lines.next::<Report>(), Err(LineError::TooLong)));
+        assert!(matches!(lines.next_line::<Report>(), Err(LineError::TooLong)));
         let mut lines = Lines::default();
         lines.push(b"{}\n");
-        assert!(matches!(lines.next::<Report>(), Err(LineError::Content(_))));
+        assert!(matches!(lines.next_line::<Report>(), Err(LineError::Content(_))));
     }
 
     #[test]

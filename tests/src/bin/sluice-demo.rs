@@ -64,7 +64,7 @@ async fn run(arguments: Arguments, terminal: Terminal) -> ExitCode {
         Err(error) => return fail(arguments, &error, Vec::new()),
     };
     if arguments.cluster {
-        return on_cluster(arguments, terminal, &mut signals).await;
+        return Box::pin(on_cluster(arguments, terminal, &mut signals)).await;
     }
     let lab = match start_lab() {
         Ok(lab) => lab,

@@ -203,7 +203,7 @@ async fn listen(body: Body, pod: String, session: u64, said_tx: mpsc::Sender<Sai
                 Err(_) => return format!("it was silent for {} s", SILENCE.as_secs()),
             }
             loop {
-                match lines.next::<Report>() {
+                match lines.next_line::<Report>() {
                     Ok(Some(report)) => {
                         if said_tx.send(Said::Report { pod: pod.clone(), session, report }).await.is_err() {
                             return "this replica stops".to_owned();

@@ -242,7 +242,9 @@ async fn follow<K>(
     let mut stream = std::pin::pin!(stream);
     while let Some(event) = stream.next().await {
         match event {
-            Ok(_) => drop(changed_tx.send_replace(())),
+            Ok(_) => {
+                changed_tx.send_replace(());
+            }
             Err(error) => {
                 let error = format!("{:#}", anyhow::Error::new(error));
                 tracing::warn!(kind = %K::kind(&()), error, "watch interrupted");

@@ -10,7 +10,7 @@ fn at(seconds: i64) -> Timestamp {
 }
 
 /// An Intercept of Deployment `add`, created so many seconds after the start, for requests with `x-user: <user>`.
-fn intercept(name: &str, created: i64, user: Option<&str>, ports: serde_json::Value) -> Intercept {
+fn intercept(name: &str, created: i64, user: Option<&str>, ports: &serde_json::Value) -> Intercept {
     let headers: Vec<_> = user.iter().map(|user| json!({"name": "x-user", "value": user})).collect();
     let key = Identity::generate().unwrap().hash();
     serde_json::from_value(json!({
@@ -76,7 +76,7 @@ fn rules(plan: &Plan, pod: &str) -> Vec<String> {
 
 #[test]
 fn every_pod_gets_the_rule_and_ready_means_programmed_and_connected_in_all_of_them() {
-    let mine = intercept("mine", 0, None, json!([{"name": "http"}]));
+    let mine = intercept("mine", 0, None, &json!([{"name": "http"}]));
     let pods = [pod("a"), pod("b")];
     let both = |b: (bool, bool)| [heard("a", &mine, true, true), heard("b", &mine, b.0, b.1)];
     for (b, agents, client, ready) in [
@@ -96,7 +96,7 @@ fn every_pod_gets_the_rule_and_ready_means_programmed_and_connected_in_all_of_th
 
 #[test]
 fn what_is_missing_is_said_for_each_pod() {
-    let mine = intercept("mine", 0, None, json!([{"name": "web"}]));
+    let mine = intercept("mine", 0, None, &json!([{"name": "web"}]));
     let bare = PodFacts { agent: false, ..pod("bare") };
     let plan = look(&[&mine], &[bare, pod("other")], &[], false, at(1));
     let reasons: Vec<_> = plan.status["uid-mine"].pods.iter().map(|pod| pod.reason.as_str()).collect();
@@ -108,8 +108,8 @@ fn what_is_missing_is_said_for_each_pod() {
 
 #[test]
 fn of_two_that_want_the_same_the_older_one_has_it_and_the_younger_one_is_told() {
-    let (old, new) = (intercept("old", 0, Some("ann"), numbered()), intercept("new", 5, Some("ann"), numbered()));
-    let other = intercept("other", 6, Some("bob"), numbered());
+    let (old, new) = (intercept("old", 0, Some("ann"), &numbered()), intercept("new", 5, Some("ann"), &numbered()));
+    let other = intercept("other", 6, Some("bob"), &numbered());
     let plan = look(&[&new, &other, &old], &[pod("a")], &[heard("a", &old, true, true)], false, at(7));
     assert_eq!(rules(&plan, "a"), ["old", "other"]);
     assert_eq!(condition(&plan, "new", condition::ACCEPTED), ("False", "Conflict"));
@@ -119,11 +119,11 @@ fn of_two_that_want_the_same_the_older_one_has_it_and_the_younger_one_is_told() 
 
 #[test]
 fn one_whose_client_is_away_gives_way_after_a_minute_and_ends_after_ten() {
-    let mut old = intercept("old", 0, Some("ann"), numbered());
+    let mut old = intercept("old", 0, Some("ann"), &numbered());
     let away = look(&[&old], &[pod("a")], &[heard("a", &old, true, false)], false, at(10));
     assert_eq!(condition(&away, "old", condition::CONNECTED), ("False", "ClientAway"));
     old.status = Some(away.status["uid-old"].clone());
-    let new = intercept("new", 30, Some("ann"), numbered());
+    let new = intercept("new", 30, Some("ann"), &numbered());
     let agents = [heard("a", &old, true, false)];
     let soon = look(&[&old, &new], &[pod("a")], &agents, false, at(69));
     assert_eq!((rules(&soon, "a"), soon.ends.len()), (vec!["old".to_owned()], 0));
@@ -141,7 +141,7 @@ fn one_whose_client_is_away_gives_way_after_a_minute_and_ends_after_ten() {
 
 #[test]
 fn it_ends_when_its_time_is_over() {
-    let mut mine = intercept("mine", 0, None, numbered());
+    let mut mine = intercept("mine", 0, None, &numbered());
     mine.spec.ttl = Some(serde_json::from_value(json!("90s")).unwrap());
     assert!(look(&[&mine], &[], &[], false, at(89)).ends.is_empty());
     let plan = look(&[&mine], &[pod("a")], &[], false, at(90));
@@ -150,7 +150,7 @@ fn it_ends_when_its_time_is_over() {
 
 #[test]
 fn nothing_is_concluded_from_the_silence_of_agents_that_have_not_had_time_to_speak() {
-    let mut mine = intercept("mine", 0, None, numbered());
+    let mut mine = intercept("mine", 0, None, &numbered());
     let ready = look(&[&mine], &[pod("a")], &[heard("a", &mine, true, true)], false, at(1));
     mine.status = Some(ready.status["uid-mine"].clone());
     let new_leader = look(&[&mine], &[pod("a")], &[], true, at(2));
@@ -162,7 +162,7 @@ fn nothing_is_concluded_from_the_silence_of_agents_that_have_not_had_time_to_spe
 
 #[test]
 fn a_target_that_does_not_exist_is_said_and_times_of_change_stay_while_nothing_changes() {
-    let mut mine = intercept("mine", 0, None, numbered());
+    let mut mine = intercept("mine", 0, None, &numbered());
     let lost = |mine: &Intercept, now| {
         let case = Case { intercept: mine, exists: false, pods: Vec::new() };
         plan(vec![case], &mut Overlaps::default(), &BTreeMap::new(), &|_| false, now)
