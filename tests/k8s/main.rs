@@ -3,12 +3,14 @@
 //! Every test here needs root, and Go to build Kubernetes with, and is ignored without; `cargo xtask test` runs them. A file
 //! for each theme.
 
+mod breaking;
 mod cluster;
 mod guarding;
 mod image;
 mod injecting;
 mod laptop;
 mod reviewing;
+mod sharing;
 mod stage;
 mod system;
 mod taking;

@@ -1,7 +1,7 @@
 //! The webhook as a server: reviews of every kind, and certificates that change under load. The case d05.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::{Duration, SystemTime},
 };
 
@@ -25,6 +25,9 @@ const SLOW: Duration = Duration::from_secs(5);
 
 /// How many pods one command of the load asks for.
 const PODS: usize = 10;
+
+/// How late an API server may be that hears of another authority.
+const LATE: Duration = Duration::from_secs(5);
 
 /// A review of a pod in this namespace, as an API server sends it.
 fn review(namespace: &str, uid: &str) -> Value {
@@ -221,10 +224,15 @@ async fn load(stage: &Stage, stop: &tokio::sync::Notify) -> Result<(usize, usize
     };
     let to = system::address(&stage.cluster, system::ADMISSION).await?;
     let reviewing = async {
+        let mut known = VecDeque::new();
         loop {
-            // What an API server trusts that has read it a moment ago.
-            let authorities = system::authorities(&stage.cluster).await?;
-            let stream = system::connect(&stage.cluster, to, &authorities).await;
+            // What an API server trusts that is slow to learn: the newest that it can have known for so long.
+            known.push_back((Instant::now(), system::authorities(&stage.cluster).await?));
+            while known.get(1).is_some_and(|(since, _)| since.elapsed() > LATE) {
+                known.pop_front();
+            }
+            let authorities = &known[0].1;
+            let stream = Box::pin(system::connect(&stage.cluster, to, authorities)).await;
             let caller = Http2Caller::over(stream.with_context(|| format!("review {reviewed}"))?).await?;
             ensure_injects(&caller, namespace, "load").await?;
             reviewed += 1;
@@ -246,11 +254,11 @@ async fn d05_certificates_and_their_authority_are_replaced_under_load_without_on
     const LIVES: [&str; 2] = ["--certificate-life=60s", "--authority-life=12m"];
     let stage = Stage::alone("d05-turn").await?;
     let before = secret(&stage).await?;
-    let outcome = async {
-        start_with(&stage, Some(&LIVES)).await?;
-        replaced_under_load(&stage, &before).await
-    };
-    let outcome = Box::pin(outcome).await;
+    let outcome = Box::pin(async {
+        Box::pin(start_with(&stage, Some(&LIVES))).await?;
+        Box::pin(replaced_under_load(&stage, &before)).await
+    });
+    let outcome = outcome.await;
     // Agents that were injected before know the authority of then.
     put(&stage, &before).await?;
     start_with(&stage, None).await?;
@@ -266,7 +274,7 @@ async fn d05_certificates_and_their_authority_are_replaced_under_load_without_on
 
 async fn replaced_under_load(stage: &Stage, before: &BTreeMap<String, String>) -> Result<()> {
     let stop = tokio::sync::Notify::new();
-    let (load, turned) = tokio::join!(load(stage, &stop), async {
+    let (load, turned) = tokio::join!(Box::pin(load(stage, &stop)), async {
         let turned = Box::pin(turn(stage, before)).await;
         // Waits for nobody: it is remembered if the load has failed already.
         stop.notify_one();
@@ -276,6 +284,20 @@ async fn replaced_under_load(stage: &Stage, before: &BTreeMap<String, String>) -
     turned?;
     ensure!(created >= 20 * PODS && reviewed >= 50, "too little load: {created} pods, {reviewed} reviews");
     Ok(())
+}
+
+/// Waits until the Secret is as it should be.
+async fn becomes(
+    stage: &Stage,
+    what: &str,
+    is: impl Fn(&BTreeMap<String, String>) -> bool,
+) -> Result<BTreeMap<String, String>> {
+    eventually(LIMIT, what, || async {
+        let found = secret(stage).await?;
+        ensure!(is(&found), "entries {:?}", found.keys().collect::<Vec<_>>());
+        Ok(found)
+    })
+    .await
 }
 
 /// Sees a whole turn of the authority: a successor is made known, issues, is renewed, and the old one is forgotten.
@@ -290,23 +312,15 @@ async fn turn(stage: &Stage, before: &BTreeMap<String, String>) -> Result<()> {
     texts.insert("ca.crt".to_owned(), ending.clone());
     texts.insert("ca.key".to_owned(), key);
     put(stage, &texts).await?;
-    let becomes = |what: &'static str, is: Box<dyn Fn(&BTreeMap<String, String>) -> bool + Send + Sync>| async move {
-        eventually(LIMIT, what, || async {
-            let found = secret(stage).await?;
-            ensure!(is(&found), "entries {:?}", found.keys().collect::<Vec<_>>());
-            Ok(found)
-        })
-        .await
-    };
-    let known = becomes("a successor is known", Box::new(|found| found.contains_key("ca-next.crt"))).await?;
+    let known = becomes(stage, "a successor is known", |found| found.contains_key("ca-next.crt")).await?;
     let successor = known["ca-next.crt"].clone();
     let is_current = successor.clone();
-    let promoted = becomes("it issues", Box::new(move |found| found["ca.crt"] == is_current)).await?;
+    let promoted = becomes(stage, "it issues", move |found| found["ca.crt"] == is_current).await?;
     ensure!(promoted["ca-previous.crt"] == ending, "the one before is not known any more");
     let first = promoted["tls.crt"].clone();
-    let renewed = becomes("its certificate is renewed", Box::new(move |found| found["tls.crt"] != first)).await?;
+    let renewed = becomes(stage, "its certificate is renewed", move |found| found["tls.crt"] != first).await?;
     ensure!(renewed["ca.crt"] == successor, "it was replaced too early");
-    let last = becomes("the one before is forgotten", Box::new(|found| !found.contains_key("ca-previous.crt"))).await?;
+    let last = becomes(stage, "the one before is forgotten", |found| !found.contains_key("ca-previous.crt")).await?;
     let certificates: BTreeSet<_> = [before, &promoted, &renewed, &last].map(|texts| &texts["tls.crt"]).into();
     ensure!(certificates.len() >= 3, "{} certificates", certificates.len());
     eventually(LIMIT, "the API server trusts the successor alone", || async {

@@ -102,18 +102,18 @@ impl Stage {
 
     /// The same with labels of one's own.
     pub async fn labelled(name: &str, labels: &[(&str, &str)]) -> Result<Self> {
-        Self::with(name, labels, Hold::Shared(CONTROL_PLANE.read().await)).await
+        Box::pin(Self::with(name, labels, Hold::Shared(CONTROL_PLANE.read().await))).await
     }
 
     /// A namespace while no other test needs the control plane.
     pub async fn alone(name: &str) -> Result<Self> {
         let hold = Hold::Alone(CONTROL_PLANE.write().await);
-        Self::with(name, &[("sluice.dev/inject", "enabled")], hold).await
+        Box::pin(Self::with(name, &[("sluice.dev/inject", "enabled")], hold)).await
     }
 
     async fn with(name: &str, labels: &[(&str, &str)], hold: Hold) -> Result<Self> {
         let cluster = Cluster::get().await?;
-        let images = INSTALLED.get_or_try_init(|| install(&cluster)).await?.clone();
+        let images = INSTALLED.get_or_try_init(|| Box::pin(install(&cluster))).await?.clone();
         let namespace = cluster.labelled_namespace(name, labels).await?;
         let stage = Self { cluster, namespace, images, _hold: hold };
         stage.namespace.apply(&stage.pod("caller", &["/call", "--idle"])).await?;

@@ -63,13 +63,14 @@ pub(crate) async fn connect(cluster: &Cluster, to: SocketAddr, authorities: &str
     config.alpn_protocols = vec![b"h2".to_vec()];
     let stream = cluster.connect(to).await?;
     let connector = TlsConnector::from(Arc::new(config));
-    connector.connect(ServerName::try_from(NAME)?, stream).await.context("the TLS handshake")
+    Box::pin(connector.connect(ServerName::try_from(NAME)?, stream)).await.context("the TLS handshake")
 }
 
 /// The same for requests, with what is trusted at the moment.
 pub(crate) async fn caller(cluster: &Cluster, port: u16) -> Result<Http2Caller> {
     let (to, authorities) = (address(cluster, port).await?, authorities(cluster).await?);
-    Http2Caller::over(connect(cluster, to, &authorities).await?).await
+    let stream = Box::pin(connect(cluster, to, &authorities)).await?;
+    Box::pin(Http2Caller::over(stream)).await
 }
 
 /// What all replicas have logged.

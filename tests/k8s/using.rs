@@ -89,23 +89,23 @@ async fn e03_what_others_intercept_is_shown_whole_with_owner_and_counters_and_al
     for taken in [20, 40] {
         stage.call(&mine).await?.all_by("laptop", 20)?;
         stage.call(&["http://add/sum", "--count", "10"]).await?.all_by("pod", 10)?;
-        eventually(LIMIT, "all that were taken are counted", || async {
+        let counted = eventually(LIMIT, "all that were taken are counted", || async {
             let all = shown().await?;
             let seen = (counter(&all, "matched"), counter(&all, "taken"), counter(&all, "passedThrough"));
             ensure!(seen == (Some(taken), Some(taken), Some(0)), "{all}");
             let steered = counter(&all, "steered").unwrap_or_default();
             ensure!(steered >= taken + taken / 2, "{steered} connections");
             Ok::<_, anyhow::Error>(())
-        })
-        .await?;
+        });
+        Box::pin(counted).await?;
     }
     // Nothing happens: nothing changes, from one call to the next and from one user to another.
-    let all = eventually(LIMIT, "two users see the same twice", || async {
+    let seen_twice = eventually(LIMIT, "two users see the same twice", || async {
         let seen = [eve.succeed(&list).await?, ann.succeed(&list).await?, eve.succeed(&list).await?];
         ensure!(seen.windows(2).all(|pair| pair[0] == pair[1]), "{seen:?}");
         Ok::<Value, anyhow::Error>(serde_json::from_str(&seen[0])?)
-    })
-    .await?;
+    });
+    let all = Box::pin(seen_twice).await?;
     ensure_whole(&all[0])?;
 
     // `status` is the same with the control plane, where one may see that.
