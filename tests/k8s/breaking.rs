@@ -125,7 +125,8 @@ async fn c04_an_agent_that_is_killed_leaves_the_app_to_its_callers_and_comes_bac
     let links = std::process::Command::new("bpftool").args(["-j", "link", "list"]).output()?;
     let links: Vec<Value> = serde_json::from_slice(&links.stdout).context("bpftool link list")?;
     let inode = network.to_string_lossy().trim_start_matches("net:[").trim_end_matches(']').to_owned();
-    let ours = links.iter().filter(|link| link["netns_ino"].to_string() == inode).count();
+    let ours =
+        links.iter().filter(|link| link["netns_ino"].as_u64().is_some_and(|found| found.to_string() == inode)).count();
     ensure!(ours == 1, "{ours} links in the pod's network");
     intercepting.stop().await?;
     stage.finish().await

@@ -11,14 +11,13 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use ring::digest::{Context as Context256, SHA256};
 use serde::Deserialize;
 use serde_json::{Value, json};
+pub use sluice_tests::product::Images;
 use sluice_tests::{
     binaries,
     cluster::{Cluster, Namespace},
     eventually,
-    image::{Image, Program},
 };
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader},
@@ -36,14 +35,6 @@ pub const SYSTEM: &str = "sluice-system";
 static CONTROL_PLANE: RwLock<()> = RwLock::const_new(());
 
 static INSTALLED: OnceCell<Images> = OnceCell::const_new();
-
-/// Names of the images under test.
-#[derive(Clone, Debug)]
-pub struct Images {
-    pub agent: String,
-    pub webhook: String,
-    pub demo: String,
-}
 
 #[derive(Debug)]
 enum Hold {
@@ -67,7 +58,6 @@ pub struct Stage {
 pub struct User {
     cluster: Cluster,
     kubeconfig: PathBuf,
-    namespace: String,
     /// As the API server knows them.
     pub name: String,
     home: tempfile::TempDir,
@@ -87,6 +77,7 @@ pub struct Intercepting {
 pub struct Told {
     pub answers: BTreeMap<String, u32>,
     pub failed: u32,
+    #[expect(dead_code, reason = "shown when a test fails")]
     pub errors: Vec<String>,
     pub slowest_ms: u64,
     pub changes: Vec<(u64, String)>,
@@ -184,7 +175,7 @@ impl Stage {
         let kubeconfig = home.path().join("kubeconfig");
         std::fs::write(&kubeconfig, config.to_string())?;
         let name = format!("system:serviceaccount:{namespace}:{name}");
-        Ok(User { cluster: self.cluster.clone(), kubeconfig, namespace: namespace.to_owned(), name, home })
+        Ok(User { cluster: self.cluster.clone(), kubeconfig, name, home })
     }
 
     /// An Intercept as it stands in the API.
@@ -224,41 +215,9 @@ pub fn service(name: &str, selector: &Value) -> Value {
 
 /// Makes images of the programs and installs them with the real command.
 async fn install(cluster: &Cluster) -> Result<Images> {
-    let folder = tempfile::tempdir()?;
-    let mut names = Vec::new();
-    for (image, programs, user) in [
-        ("agent", &["sluice-agent"][..], "0:0"),
-        ("webhook", &["sluice-webhook"], "65532:65532"),
-        ("test-demo", &["add", "tictac", "call"], "65532:65532"),
-    ] {
-        let (mut paths, mut digest) = (Vec::new(), Context256::new(&SHA256));
-        for program in programs {
-            // Debug information is most of it, and of no use there.
-            let (from, to) = (binaries::find(program)?, folder.path().join(program));
-            let stripped = Command::new("strip").arg("-o").args([&to, &from]).status().await;
-            ensure!(stripped.context("running strip")?.success(), "strip {program}");
-            digest.update(&std::fs::read(&to)?);
-            paths.push(Program::new(to, &format!("/{program}")));
-        }
-        let digest: String = digest.finish().as_ref().iter().take(6).map(|byte| format!("{byte:02x}")).collect();
-        let name = format!("sluice.dev/{image}:test-{digest}");
-        let mut programs = paths.into_iter();
-        let mut made = Image::new(&name, programs.next().context("no program")?).user(user);
-        for program in programs {
-            made = made.with(program);
-        }
-        let file = folder.path().join(format!("{image}.tar"));
-        made.save(&file)?;
-        cluster.import(&file).await?;
-        names.push(name);
-    }
-    let [agent, webhook, demo] = <[String; 3]>::try_from(names).map_err(|_| anyhow::anyhow!("three images"))?;
-    let mut command = Command::new(binaries::find("sluice")?);
-    command.env("KUBECONFIG", cluster.kubeconfig()).arg("install");
-    command.args(["--webhook-image", &webhook, "--agent-image", &agent]);
-    let output = output(command).await?;
-    ensure!(output.status.success(), "sluice install: {}", text(&output));
-    Ok(Images { agent, webhook, demo })
+    let images = Images::load(cluster).await?;
+    images.install(cluster, Stdio::piped()).await?;
+    Ok(images)
 }
 
 // === impl User ===
@@ -308,11 +267,6 @@ impl User {
         let mut all = vec!["intercept", "add"];
         all.extend(arguments);
         Intercepting::start(self.sluice(&all)?).await
-    }
-
-    /// kubectl as this user.
-    pub fn kubectl(&self, arguments: &[&str]) -> sluice_tests::cluster::Kubectl {
-        self.cluster.kubectl(&["--namespace", &self.namespace]).arguments(arguments).kubeconfig(&self.kubeconfig)
     }
 }
 
