@@ -62,12 +62,12 @@ async fn d07_who_lacks_the_right_is_told_which_one_and_who_has_it_in_one_namespa
     other.namespace.kubectl(&bind).run().await?;
     let right = format!("no right to create intercepts.sluice.dev in the namespace {there}");
     // The API server takes a moment to know of a role binding.
-    let refused = eventually(LIMIT, "her role in the other namespace is known", || async {
+    let known = eventually(LIMIT, "her role in the other namespace is known", || async {
         let refused = ann.fail(&elsewhere).await?;
         ensure!(!refused.contains("no right to get "), "{refused}");
         Ok(refused)
-    })
-    .await?;
+    });
+    let refused = Box::pin(known).await?;
     ensure!(refused.contains(&right) && refused.contains(&ann.name), "{refused}");
 
     let intercepting = ann.intercept(&["add", "--port", &port]).await?;

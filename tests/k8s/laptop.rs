@@ -16,7 +16,7 @@ use tokio::{
 
 /// A local HTTP server that answers everything with its name.
 #[derive(Debug)]
-pub struct Laptop {
+pub(crate) struct Laptop {
     address: SocketAddr,
     _app: App,
 }
@@ -31,7 +31,7 @@ enum App {
 
 impl Laptop {
     /// Listens on a free port of the machine.
-    pub async fn start(name: &str) -> Result<Self> {
+    pub(crate) async fn start(name: &str) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let app = Http1App::over(listener, name, Answer::identity)?;
@@ -39,7 +39,7 @@ impl Laptop {
     }
 
     /// Listens on a port of the node, for a client that runs there. `add` it is, so only `POST /sum` is answered.
-    pub async fn nearby(cluster: &Cluster, name: &str) -> Result<Self> {
+    pub(crate) async fn nearby(cluster: &Cluster, name: &str) -> Result<Self> {
         // Free on this machine is as good as any guess: on the node nobody listens on high ports.
         let port = || Ok::<_, std::io::Error>(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port());
         let address = SocketAddr::from(([127, 0, 0, 1], port()?));
@@ -52,7 +52,7 @@ impl Laptop {
     }
 
     /// `LOCAL:REMOTE` for `--port`.
-    pub fn port(&self, remote: &str) -> String {
+    pub(crate) fn port(&self, remote: &str) -> String {
         format!("{}:{remote}", self.address.port())
     }
 }

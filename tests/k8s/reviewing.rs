@@ -233,7 +233,8 @@ async fn load(stage: &Stage, stop: &tokio::sync::Notify) -> Result<(usize, usize
             }
             let authorities = &known[0].1;
             let stream = Box::pin(system::connect(&stage.cluster, to, authorities)).await;
-            let caller = Http2Caller::over(stream.with_context(|| format!("review {reviewed}"))?).await?;
+            let stream = stream.with_context(|| format!("review {reviewed}"))?;
+            let caller = Box::pin(Http2Caller::over(stream)).await?;
             ensure_injects(&caller, namespace, "load").await?;
             reviewed += 1;
         }

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
 use serde_json::{Value, json};
-pub use sluice_tests::product::Images;
+pub(crate) use sluice_tests::product::Images;
 use sluice_tests::{
     binaries,
     cluster::{Cluster, Namespace},
@@ -26,10 +26,10 @@ use tokio::{
 };
 
 /// How long anything may take on a busy machine.
-pub const LIMIT: Duration = Duration::from_secs(120);
+pub(crate) const LIMIT: Duration = Duration::from_secs(120);
 
 /// The namespace of the control plane.
-pub const SYSTEM: &str = "sluice-system";
+pub(crate) const SYSTEM: &str = "sluice-system";
 
 /// Held for reading by tests that need the control plane, for writing by those that hurt it.
 static CONTROL_PLANE: RwLock<()> = RwLock::const_new(());
@@ -46,58 +46,58 @@ enum Hold {
 
 /// A labelled namespace with a caller in it.
 #[derive(Debug)]
-pub struct Stage {
-    pub cluster: Cluster,
-    pub namespace: Namespace,
-    pub images: Images,
+pub(crate) struct Stage {
+    pub(crate) cluster: Cluster,
+    pub(crate) namespace: Namespace,
+    pub(crate) images: Images,
     _hold: Hold,
 }
 
 /// Somebody with the role `edit` in the stage's namespace, and nothing else.
 #[derive(Debug)]
-pub struct User {
+pub(crate) struct User {
     cluster: Cluster,
     kubeconfig: PathBuf,
     /// As the API server knows them.
-    pub name: String,
+    pub(crate) name: String,
     home: tempfile::TempDir,
 }
 
 /// A running `sluice intercept add`.
 #[derive(Debug)]
-pub struct Intercepting {
+pub(crate) struct Intercepting {
     child: Child,
     /// What it has printed until it was ready.
-    pub summary: String,
+    pub(crate) summary: String,
 }
 
 /// What a caller has seen.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Told {
-    pub answers: BTreeMap<String, u32>,
-    pub failed: u32,
+pub(crate) struct Told {
+    pub(crate) answers: BTreeMap<String, u32>,
+    pub(crate) failed: u32,
     #[expect(dead_code, reason = "shown when a test fails")]
-    pub errors: Vec<String>,
-    pub slowest_ms: u64,
-    pub changes: Vec<(u64, String)>,
+    pub(crate) errors: Vec<String>,
+    pub(crate) slowest_ms: u64,
+    pub(crate) changes: Vec<(u64, String)>,
 }
 
 // === impl Stage ===
 
 impl Stage {
     /// A namespace beside those of other tests.
-    pub async fn new(name: &str) -> Result<Self> {
+    pub(crate) async fn new(name: &str) -> Result<Self> {
         Self::labelled(name, &[("sluice.dev/inject", "enabled")]).await
     }
 
     /// The same with labels of one's own.
-    pub async fn labelled(name: &str, labels: &[(&str, &str)]) -> Result<Self> {
+    pub(crate) async fn labelled(name: &str, labels: &[(&str, &str)]) -> Result<Self> {
         Box::pin(Self::with(name, labels, Hold::Shared(CONTROL_PLANE.read().await))).await
     }
 
     /// A namespace while no other test needs the control plane.
-    pub async fn alone(name: &str) -> Result<Self> {
+    pub(crate) async fn alone(name: &str) -> Result<Self> {
         let hold = Hold::Alone(CONTROL_PLANE.write().await);
         Box::pin(Self::with(name, &[("sluice.dev/inject", "enabled")], hold)).await
     }
@@ -120,7 +120,7 @@ impl Stage {
     }
 
     /// The pods' template for `add`, with these labels.
-    pub fn template(&self, labels: &Value) -> Value {
+    pub(crate) fn template(&self, labels: &Value) -> Value {
         json!({ "metadata": { "labels": labels }, "spec": { "terminationGracePeriodSeconds": 1, "containers": [{
             "name": "add", "image": self.images.demo, "imagePullPolicy": "IfNotPresent",
             "command": ["/add", "--http", "[::]:8080", "--grpc", "[::]:9090"],
@@ -129,7 +129,7 @@ impl Stage {
     }
 
     /// `add` as a Deployment, with a Service of the same name whose ports are 80 (http) and 9090 (grpc).
-    pub async fn deploy(&self, name: &str, replicas: u32) -> Result<()> {
+    pub(crate) async fn deploy(&self, name: &str, replicas: u32) -> Result<()> {
         let labels = json!({ "app": name });
         let deployment = json!({ "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": name }, "spec": {
             "replicas": replicas, "selector": { "matchLabels": labels }, "template": self.template(&labels) } });
@@ -140,12 +140,12 @@ impl Stage {
     }
 
     /// Waits until all pods of a workload are there and ready.
-    pub async fn rolled_out(&self, workload: &str) -> Result<()> {
+    pub(crate) async fn rolled_out(&self, workload: &str) -> Result<()> {
         self.namespace.rolled_out(workload, LIMIT).await
     }
 
     /// Calls from inside the cluster.
-    pub async fn call(&self, arguments: &[&str]) -> Result<Told> {
+    pub(crate) async fn call(&self, arguments: &[&str]) -> Result<Told> {
         let mut command = vec!["exec", "caller", "--", "/call"];
         command.extend(arguments);
         let told = self.namespace.kubectl(&command).within(LIMIT).run().await?;
@@ -153,12 +153,12 @@ impl Stage {
     }
 
     /// Somebody who may edit this namespace.
-    pub async fn user(&self, name: &str) -> Result<User> {
+    pub(crate) async fn user(&self, name: &str) -> Result<User> {
         self.user_with(name, Some("edit")).await
     }
 
     /// Somebody with another role in this namespace, or with none.
-    pub async fn user_with(&self, name: &str, role: Option<&str>) -> Result<User> {
+    pub(crate) async fn user_with(&self, name: &str, role: Option<&str>) -> Result<User> {
         let namespace = self.namespace.name();
         self.namespace.kubectl(&["create", "serviceaccount", name]).run().await?;
         if let Some(role) = role {
@@ -179,12 +179,12 @@ impl Stage {
     }
 
     /// An Intercept as it stands in the API.
-    pub async fn intercept(&self, name: &str) -> Result<Value> {
+    pub(crate) async fn intercept(&self, name: &str) -> Result<Value> {
         self.namespace.get(&format!("intercept/{name}")).await
     }
 
     /// Waits until the Intercept's condition `Ready` is `ready` with so many pods, such as `2/2`.
-    pub async fn becomes(&self, name: &str, ready: &str, pods: &str) -> Result<Value> {
+    pub(crate) async fn becomes(&self, name: &str, ready: &str, pods: &str) -> Result<Value> {
         let what = format!("intercept {name} is ready: {ready}, pods {pods}");
         eventually(LIMIT, &what, || async {
             let found = self.intercept(name).await?;
@@ -196,19 +196,19 @@ impl Stage {
     }
 
     /// Removes the namespace.
-    pub async fn finish(self) -> Result<()> {
+    pub(crate) async fn finish(self) -> Result<()> {
         self.namespace.finish().await
     }
 }
 
 /// Status of a condition.
-pub fn condition(object: &Value, kind: &str) -> Option<String> {
+pub(crate) fn condition(object: &Value, kind: &str) -> Option<String> {
     let found = object["status"]["conditions"].as_array()?.iter().find(|condition| condition["type"] == kind)?;
     found["status"].as_str().map(str::to_owned)
 }
 
 /// A Service of `add`'s two ports.
-pub fn service(name: &str, selector: &Value) -> Value {
+pub(crate) fn service(name: &str, selector: &Value) -> Value {
     json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": name }, "spec": { "selector": selector, "ports": [
         { "name": "http", "port": 80, "targetPort": "http" }, { "name": "grpc", "port": 9090, "targetPort": "grpc" }] } })
 }
@@ -224,14 +224,14 @@ async fn install(cluster: &Cluster) -> Result<Images> {
 
 impl User {
     /// `sluice` with these arguments, on the machine: pods are reached through the API server only.
-    pub fn sluice(&self, arguments: &[&str]) -> Result<Command> {
+    pub(crate) fn sluice(&self, arguments: &[&str]) -> Result<Command> {
         let mut command = Command::new(binaries::find("sluice")?);
         self.complete(&mut command, arguments);
         Ok(command)
     }
 
     /// The same in the node's network, where pods are within reach.
-    pub fn sluice_nearby(&self, arguments: &[&str]) -> Result<Command> {
+    pub(crate) fn sluice_nearby(&self, arguments: &[&str]) -> Result<Command> {
         let mut command = Command::from(self.cluster.command(binaries::find("sluice")?)?);
         self.complete(&mut command, arguments);
         Ok(command)
@@ -244,26 +244,26 @@ impl User {
     }
 
     /// Runs `sluice` to its end, whatever that is.
-    pub async fn run(&self, arguments: &[&str]) -> Result<Output> {
+    pub(crate) async fn run(&self, arguments: &[&str]) -> Result<Output> {
         output(self.sluice(arguments)?).await
     }
 
     /// Runs `sluice`, which must succeed, and gives what it prints on standard output.
-    pub async fn succeed(&self, arguments: &[&str]) -> Result<String> {
+    pub(crate) async fn succeed(&self, arguments: &[&str]) -> Result<String> {
         let output = self.run(arguments).await?;
         ensure!(output.status.success(), "sluice {}: {}", arguments.join(" "), text(&output));
         Ok(String::from_utf8(output.stdout)?)
     }
 
     /// Runs `sluice`, which must fail with status 1, and gives what it says.
-    pub async fn fail(&self, arguments: &[&str]) -> Result<String> {
+    pub(crate) async fn fail(&self, arguments: &[&str]) -> Result<String> {
         let output = self.run(arguments).await?;
         ensure!(output.status.code() == Some(1), "sluice {}: {}", arguments.join(" "), text(&output));
         Ok(text(&output))
     }
 
     /// `sluice intercept add` with these arguments, until it is ready.
-    pub async fn intercept(&self, arguments: &[&str]) -> Result<Intercepting> {
+    pub(crate) async fn intercept(&self, arguments: &[&str]) -> Result<Intercepting> {
         let mut all = vec!["intercept", "add"];
         all.extend(arguments);
         Intercepting::start(self.sluice(&all)?).await
@@ -274,7 +274,7 @@ impl User {
 
 impl Intercepting {
     /// Starts the command and waits until it says that it intercepts.
-    pub async fn start(mut command: Command) -> Result<Self> {
+    pub(crate) async fn start(mut command: Command) -> Result<Self> {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let mut lines = BufReader::new(child.stdout.take().context("no output")?).lines();
         let mut errors = child.stderr.take().context("no errors")?;
@@ -303,24 +303,24 @@ impl Intercepting {
     }
 
     /// SIGKILL.
-    pub async fn kill(mut self) -> Result<()> {
+    pub(crate) async fn kill(mut self) -> Result<()> {
         self.child.kill().await.context("killing sluice")
     }
 
     /// Sends a signal.
-    pub fn signal(&self, signal: nix::sys::signal::Signal) -> Result<()> {
+    pub(crate) fn signal(&self, signal: nix::sys::signal::Signal) -> Result<()> {
         let pid = self.child.id().context("it has ended")?;
         Ok(nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(pid)?), signal)?)
     }
 
     /// SIGTERM; it must end well.
-    pub async fn stop(self) -> Result<()> {
+    pub(crate) async fn stop(self) -> Result<()> {
         self.signal(nix::sys::signal::Signal::SIGTERM)?;
         self.ended().await
     }
 
     /// Waits until it ends by itself, well.
-    pub async fn ended(mut self) -> Result<()> {
+    pub(crate) async fn ended(mut self) -> Result<()> {
         let status = tokio::time::timeout(LIMIT, self.child.wait()).await.context("it does not end")??;
         ensure!(status.success(), "sluice intercept add: {status}");
         Ok(())
@@ -331,7 +331,7 @@ impl Intercepting {
 
 impl Told {
     /// That `who` has answered all `count` requests.
-    pub fn all_by(&self, who: &str, count: u32) -> Result<()> {
+    pub(crate) fn all_by(&self, who: &str, count: u32) -> Result<()> {
         let all = self.failed == 0 && self.answers.get(who) == Some(&count) && self.answers.len() == 1;
         ensure!(all, "expected {count} answers of {who}: {self:?}");
         Ok(())
@@ -339,13 +339,13 @@ impl Told {
 }
 
 /// Runs a command to its end.
-pub async fn output(mut command: Command) -> Result<Output> {
+pub(crate) async fn output(mut command: Command) -> Result<Output> {
     let output = tokio::time::timeout(LIMIT * 2, command.kill_on_drop(true).output()).await;
     output.context("the command does not end")?.context("the command does not start")
 }
 
 /// How a command ended and all that it said.
-pub fn text(output: &Output) -> String {
+pub(crate) fn text(output: &Output) -> String {
     let (out, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     format!("{}\n{out}{errors}", output.status)
 }
