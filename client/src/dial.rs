@@ -34,8 +34,9 @@ const RESOLVE_LIMIT: Duration = Duration::from_secs(5);
 /// How long one of several addresses may take; a single one has until QUIC gives up by itself.
 const ADDRESS_LIMIT: Duration = Duration::from_secs(2);
 
-/// How long the first answer from an address may take when there is another way to the agent.
-const ANSWER_LIMIT: Duration = Duration::from_millis(400);
+/// How long the first answer from an address may take when there is another way to the agent: a round trip between any
+/// two places of the earth. Where pods cannot be reached every intercept waits for so long before the other way is tried.
+const ANSWER_LIMIT: Duration = Duration::from_millis(250);
 
 /// How long an attempt by port-forward may take: it goes through the API server and a node's kubelet.
 const FORWARD_LIMIT: Duration = Duration::from_secs(4);
