@@ -143,6 +143,15 @@ async fn c05_intercepts_go_on_while_the_control_plane_is_away_and_its_state_is_r
     let control = async |arguments: &[&str]| stage.cluster.kubectl(&system).arguments(arguments).run().await;
     control(&["scale", "deployment/sluice-webhook", "--replicas=0"]).await?;
     control(&["delete", "pods", "--all", "--force", "--grace-period=0"]).await?;
+    // The API server keeps its connections, and containers live a little longer than their pods.
+    eventually(LIMIT, "pods are not injected any more", || async {
+        let image = format!("--image={}", stage.images.demo);
+        let probe = ["run", "probe", &image, "--dry-run=server"];
+        let pod: Value = stage.namespace.kubectl(&probe).json().await?;
+        ensure!(!pod["spec"].to_string().contains("sluice-agent"), "injected");
+        Ok(())
+    })
+    .await?;
     let mine = [&["http://add/sum", "--count", "20"][..], &MINE].concat();
     stage.call(&mine).await?.all_by("laptop", 20)?;
     stage.call(&["http://add/sum", "--count", "20"]).await?.all_by("pod", 20)?;

@@ -99,7 +99,14 @@ async fn a_service_is_reached_by_its_address_and_from_a_pod_by_its_name() -> Res
     let cluster = Cluster::get().await?;
     let namespace = demo(&cluster, "service").await?;
     let address = cluster_address(&namespace, "tictac").await?;
-    for count in 1..=20 {
+    eventually(LIMIT, "the node knows the way to add's pods, which takes a moment longer than the pods", || async {
+        let mut caller = Http1Caller::over(cluster.connect(address).await?)?;
+        let response = caller.call("POST", "/tic", &[], b"").await?;
+        ensure!(response.status == 200, "status {}: {}", response.status, String::from_utf8_lossy(&response.body));
+        Ok(())
+    })
+    .await?;
+    for count in 2..=20 {
         let mut caller = Http1Caller::over(cluster.connect(address).await?)?;
         let response = caller.call("POST", "/tic", &[], b"").await?;
         let body = String::from_utf8_lossy(&response.body);
