@@ -141,28 +141,36 @@ async fn c05_intercepts_go_on_while_the_control_plane_is_away_and_its_state_is_r
     let intercepting = ann.intercept(&["add", "--port", &laptop.port("http"), "--header", "x-user=ann"]).await?;
     let system = ["--namespace", super::stage::SYSTEM];
     let control = async |arguments: &[&str]| stage.cluster.kubectl(&system).arguments(arguments).run().await;
-    control(&["scale", "deployment/sluice-webhook", "--replicas=0"]).await?;
-    control(&["delete", "pods", "--all", "--force", "--grace-period=0"]).await?;
-    // The API server keeps its connections, and containers live a little longer than their pods.
-    eventually(LIMIT, "pods are not injected any more", || async {
-        let image = format!("--image={}", stage.images.demo);
-        let probe = ["run", "probe", &image, "--dry-run=server"];
-        let pod: Value = stage.namespace.kubectl(&probe).json().await?;
-        ensure!(!pod["spec"].to_string().contains("sluice-agent"), "injected");
-        Ok(())
-    })
-    .await?;
-    let mine = [&["http://add/sum", "--count", "20"][..], &MINE].concat();
-    stage.call(&mine).await?.all_by("laptop", 20)?;
-    stage.call(&["http://add/sum", "--count", "20"]).await?.all_by("pod", 20)?;
-    // A pod that is made meanwhile starts, without agent.
-    stage.namespace.kubectl(&["scale", "deployment/add", "--replicas=2"]).run().await?;
-    stage.rolled_out("deployment/add").await?;
-    let told = stage.call(&[&["http://add/sum", "--count", "100"][..], &MINE].concat()).await?;
-    ensure!(told.failed == 0 && told.answers.len() == 2, "one of two pods is intercepted: {told:?}");
-
+    let away = async {
+        control(&["scale", "deployment/sluice-webhook", "--replicas=0"]).await?;
+        control(&["delete", "pods", "--all", "--force", "--grace-period=0"]).await?;
+        // The API server keeps its connections, and containers live a little longer than their pods.
+        eventually(LIMIT, "pods are not injected any more", || async {
+            let image = format!("--image={}", stage.images.demo);
+            let probe = ["run", "probe", &image, "--dry-run=server"];
+            let pod: Value = stage.namespace.kubectl(&probe).json().await?;
+            ensure!(!pod["spec"].to_string().contains("sluice-agent"), "injected");
+            Ok(())
+        })
+        .await?;
+        let mine = [&["http://add/sum", "--count", "20"][..], &MINE].concat();
+        stage.call(&mine).await?.all_by("laptop", 20)?;
+        stage.call(&["http://add/sum", "--count", "20"]).await?.all_by("pod", 20)?;
+        // A pod that is made meanwhile starts, without agent.
+        stage.namespace.kubectl(&["scale", "deployment/add", "--replicas=2"]).run().await?;
+        stage.rolled_out("deployment/add").await?;
+        eventually(LIMIT, "callers reach both pods, of which one is intercepted", || async {
+            let told = stage.call(&[&["http://add/sum", "--count", "100"][..], &MINE].concat()).await?;
+            ensure!(told.failed == 0 && told.answers.len() == 2, "{told:?}");
+            Ok(())
+        })
+        .await
+    };
+    let outcome = Box::pin(away).await;
+    // Whatever has come out: other tests need the control plane.
     control(&["scale", "deployment/sluice-webhook", "--replicas=2"]).await?;
     control(&["rollout", "status", "deployment/sluice-webhook", "--timeout=120s"]).await?;
+    outcome?;
     let back = stage.becomes("add", "False", "1/2").await?;
     let bare = back["status"]["pods"].as_array().context("no pods")?.iter().find(|pod| pod["programmed"] == false);
     let bare = bare.context("every pod has the rule")?;
