@@ -2,7 +2,7 @@
 //!
 //! A process of its own inside the pod, and one on the laptop, with two threads that share the connections evenly. HTTP/1
 //! and HTTP/2 are hyper's, gRPC is tonic's: what an efficient app of today is made of, and what Sluice's targets were
-//! measured with. Besides, a responder that does nothing but write prepared bytes ([`prepared`]).
+//! measured with. Besides, a responder that does nothing but write prepared bytes (`prepared`).
 
 mod prepared;
 
