@@ -71,9 +71,9 @@ impl Cluster {
         let (limit_ranges, limit_ranges_writer) = reflector::store();
         let (quotas, quotas_writer) = reflector::store();
         let following: [BoxFuture<'static, ()>; 3] = [
-            Box::pin(follow(Api::all(client.clone()), namespaces_writer)),
-            Box::pin(follow(Api::all(client.clone()), limit_ranges_writer)),
-            Box::pin(follow(Api::all(client.clone()), quotas_writer)),
+            Box::pin(follow(Api::all(client.clone()), namespaces_writer, |_| {}, || {})),
+            Box::pin(follow(Api::all(client.clone()), limit_ranges_writer, |_| {}, || {})),
+            Box::pin(follow(Api::all(client.clone()), quotas_writer, |_| {}, || {})),
         ];
         let work = async move {
             join_all(following).await;
@@ -152,19 +152,27 @@ where
     there.filter_map(|object| take(object)).collect()
 }
 
-/// Keeps a copy current for as long as it is polled.
-async fn follow<K>(api: Api<K>, writer: Writer<K>)
+/// Keeps a copy current for as long as it is polled: `trim` takes away what is not needed of an object, `changed` is called
+/// behind each change of the copy.
+pub(crate) async fn follow<K>(api: Api<K>, writer: Writer<K>, trim: fn(&mut K), changed: impl Fn())
 where
     K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + Sync + 'static,
 {
     let stream = watcher(api, watcher::Config::default())
         .default_backoff()
-        .modify(|object| object.managed_fields_mut().clear())
+        .modify(move |object| {
+            object.managed_fields_mut().clear();
+            trim(object);
+        })
         .reflect(writer);
     let mut stream = std::pin::pin!(stream);
     while let Some(event) = stream.next().await {
-        if let Err(error) = event {
-            tracing::warn!(kind = %K::kind(&()), error = format!("{:#}", anyhow::Error::new(error)), "watch interrupted");
+        match event {
+            Ok(_) => changed(),
+            Err(error) => {
+                let error = format!("{:#}", anyhow::Error::new(error));
+                tracing::warn!(kind = %K::kind(&()), error, "watch interrupted");
+            }
         }
     }
 }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use futures_util::{
-    FutureExt as _, Stream, StreamExt as _,
+    FutureExt as _,
     future::{BoxFuture, join_all},
 };
 use k8s_openapi::{
@@ -19,14 +19,12 @@ use k8s_openapi::{
 use kube::{
     Api, Client, Resource, ResourceExt as _,
     core::PartialObjectMeta,
-    runtime::{
-        WatchStreamExt as _,
-        reflector::{self, ObjectRef, Store, store::Writer},
-        watcher,
-    },
+    runtime::reflector::{self, ObjectRef, Store},
 };
 use sluice_api::{Intercept, Target, TargetKind, contract::label};
 use tokio::sync::watch;
+
+use crate::cluster::follow;
 
 /// The cluster, as far as intercepts are concerned.
 pub(crate) struct World {
@@ -207,8 +205,11 @@ where
     K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + Sync + 'static,
 {
     let (store, writer) = reflector::store();
-    let stream = watcher(Api::<K>::all(client.clone()), watcher::Config::default());
-    following.push(follow(stream, writer, changed_tx.clone(), trim).boxed());
+    let changed_tx = changed_tx.clone();
+    let changed = move || {
+        changed_tx.send_replace(());
+    };
+    following.push(follow(Api::<K>::all(client.clone()), writer, trim, changed).boxed());
     store
 }
 
@@ -221,34 +222,4 @@ where
         object.annotations_mut().clear();
         object.labels_mut().clear();
     })
-}
-
-/// Keeps a copy current for as long as it is polled.
-async fn follow<K>(
-    stream: impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send,
-    writer: Writer<K>,
-    changed_tx: watch::Sender<()>,
-    trim: fn(&mut K),
-) where
-    K: Resource<DynamicType = ()> + Clone + Send + Sync + 'static,
-{
-    let stream = stream
-        .default_backoff()
-        .modify(move |object| {
-            object.managed_fields_mut().clear();
-            trim(object);
-        })
-        .reflect(writer);
-    let mut stream = std::pin::pin!(stream);
-    while let Some(event) = stream.next().await {
-        match event {
-            Ok(_) => {
-                changed_tx.send_replace(());
-            }
-            Err(error) => {
-                let error = format!("{:#}", anyhow::Error::new(error));
-                tracing::warn!(kind = %K::kind(&()), error, "watch interrupted");
-            }
-        }
-    }
 }
