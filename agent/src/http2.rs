@@ -20,6 +20,8 @@ use std::{
 
 use bytes::{Buf as _, Bytes};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use h2::{RecvStream, server::SendResponse};
+use http::Request;
 use sluice_protocol::{duplex::QuicDuplex, rules::matcher::Rule};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -81,12 +83,17 @@ struct SteeredBy {
     port: u16,
 }
 
-/// What makes a connection's task look at its caller again.
+/// What a connection's task has to see to.
 enum Event {
-    /// As many requests as are taken at once are on their way.
-    Batch,
+    /// The caller's next request, or its end.
+    Accepted(Option<Accepted>),
+    /// The caller is to be looked at again: as many requests as are taken at once are on their way, or there is something
+    /// to tell it.
+    Caller,
     App(AppSaid),
 }
+
+type Accepted = Result<(Request<RecvStream>, SendResponse<Bytes>), h2::Error>;
 
 /// What has become of the app's connection.
 enum AppSaid {
@@ -175,29 +182,36 @@ async fn run<A: AsyncRead + AsyncWrite + Unpin>(
     let mut app = upstreams.app.clone();
     let upstreams = Arc::new(upstreams);
     let mut requests = FuturesUnordered::new();
-    let (mut app_gone, mut told) = (false, false);
+    let (mut app_gone, mut told, mut extended) = (false, false, false);
     let mut accepted_now = 0;
     loop {
         // Each arm only polls: nothing is lost when another one comes first.
         tokio::select! {
             biased;
-            accepted = server.accept(), if accepted_now < BATCH => match accepted {
-                Some(Ok((request, respond))) => {
-                    accepted_now += 1;
-                    requests.push(Exchange::new(upstreams.clone(), respond).serve(request, answer.take()));
-                }
-                Some(Err(error)) => return Err(End::Http2(error)),
-                None => return Ok(()),
-            },
             event = poll_fn(|cx| {
+                if accepted_now < BATCH && let Poll::Ready(accepted) = server.poll_accept(cx) {
+                    return Poll::Ready(Event::Accepted(accepted));
+                }
                 poll_all(&mut requests, cx);
                 if !app_gone && let Poll::Ready(said) = poll_app(&mut app_connection, &mut app, told, cx) {
                     return Poll::Ready(Event::App(said));
                 }
                 poll_all(&mut requests, cx);
-                if accepted_now < BATCH { Poll::Pending } else { Poll::Ready(Event::Batch) }
+                // Extended CONNECT (RFC 8441 §3) is offered as soon as the app has offered it. Not while the caller has not
+                // acknowledged the settings before: the acknowledgement leads here again.
+                if !extended && app.is_extended_connect_protocol_enabled() && server.enable_connect_protocol().is_ok() {
+                    extended = true;
+                    return Poll::Ready(Event::Caller);
+                }
+                if accepted_now < BATCH { Poll::Pending } else { Poll::Ready(Event::Caller) }
             }) => match event {
-                Event::Batch => accepted_now = 0,
+                Event::Accepted(Some(Ok((request, respond)))) => {
+                    accepted_now += 1;
+                    requests.push(Exchange::new(upstreams.clone(), respond).serve(request, answer.take()));
+                }
+                Event::Accepted(Some(Err(error))) => return Err(End::Http2(error)),
+                Event::Accepted(None) => return Ok(()),
+                Event::Caller => accepted_now = 0,
                 Event::App(said) => {
                     // The caller's next requests shall come over a new connection. Open ones go on as long as the app's
                     // connection does.

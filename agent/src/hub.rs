@@ -18,13 +18,17 @@ use sluice_protocol::{
     stream::{self, Open, RefusedReason, Reply},
     tls::{self, KeyPolicy},
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use tokio_util::task::TaskTracker;
 
 use crate::metrics::Metrics;
 
 /// A client that has not accepted a stream by then is not available.
 pub const ACCEPT_LIMIT: Duration = Duration::from_secs(1);
+
+/// How long a client that a rule names for the first time is expected to come: requests wait for it, up to
+/// [`ACCEPT_LIMIT`] each. In a pod that has just been created the first requests may come before the client does.
+const EXPECTED: Duration = Duration::from_secs(5);
 
 /// A handshake that takes longer is given up.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
@@ -65,8 +69,18 @@ pub struct Admission {
 #[derive(Debug, Default)]
 pub struct Hub {
     clients: Mutex<BTreeMap<KeyHash, Client>>,
-    /// hub --a client has come or gone--> whoever reports it
+    /// Those that rules name.
+    named: Mutex<BTreeMap<KeyHash, Expected>>,
+    /// hub --a client has come or gone--> whoever reports it or waits for it
     news_tx: watch::Sender<()>,
+}
+
+/// Whether somebody who is not connected is about to be.
+#[derive(Debug, Clone, Copy)]
+enum Expected {
+    Until(Instant),
+    /// It has been here, so it knows the way.
+    Seen,
 }
 
 /// A connected client, as the status shows it.
@@ -123,7 +137,7 @@ impl Hub {
     /// A hub without clients, which says on `news_tx` when one has come or gone.
     #[must_use]
     pub fn new(news_tx: watch::Sender<()>) -> Self {
-        Self { clients: Mutex::default(), news_tx }
+        Self { clients: Mutex::default(), named: Mutex::default(), news_tx }
     }
 
     /// Whether the client with this key is connected.
@@ -161,6 +175,9 @@ impl Hub {
         if let Some(older) = older {
             CloseCode::Replaced.close(&older.connection);
         }
+        if let Some(expected) = lock(&self.named).get_mut(&key) {
+            *expected = Expected::Seen;
+        }
         tracing::info!(%key, %address, "client connected");
         // The rules may have changed during the handshake.
         if !admission.admits(&key) {
@@ -177,8 +194,15 @@ impl Hub {
         tracing::info!(%key, %address, %reason, "client gone");
     }
 
-    /// Closes the connections of clients whose key is not in `keys`.
+    /// These are the clients that rules name now: expects those that are new, and closes the connections of all others.
     pub fn keep_only(&self, keys: &BTreeSet<KeyHash>) {
+        let until = Expected::Until(Instant::now() + EXPECTED);
+        let mut named = lock(&self.named);
+        named.retain(|key, _| keys.contains(key));
+        for &key in keys {
+            named.entry(key).or_insert(until);
+        }
+        drop(named);
         for (_, client) in lock(&self.clients).iter().filter(|(key, _)| !keys.contains(key)) {
             CloseCode::NotAllowed.close(&client.connection);
         }
@@ -191,13 +215,18 @@ impl Hub {
         clients.iter().map(|(&key_hash, c)| ClientStatus { key_hash, address: c.connection.remote_address() }).collect()
     }
 
-    /// Opens a stream to the client with this key and waits until it has accepted, [`ACCEPT_LIMIT`] at most.
+    /// Opens a stream to the client with this key and waits until it has accepted, [`ACCEPT_LIMIT`] at most, the time
+    /// included in which it connects if it is expected.
     ///
     /// # Errors
     /// [`Unavailable`]; nothing has reached the local process then.
     pub async fn open(&self, key: KeyHash, open: Open) -> Result<QuicDuplex, Unavailable> {
-        let connection = self.connection(key)?;
-        match tokio::time::timeout(ACCEPT_LIMIT, negotiate(&connection, open)).await {
+        let deadline = Instant::now() + ACCEPT_LIMIT;
+        let connection = match self.connection(key) {
+            Err(Unavailable::NotConnected) => self.arrival(key, deadline).await?,
+            found => found?,
+        };
+        match tokio::time::timeout_at(deadline, negotiate(&connection, open)).await {
             Ok(result) => result,
             Err(_) => {
                 if let Some(client) = lock(&self.clients).get_mut(&key) {
@@ -206,6 +235,22 @@ impl Hub {
                 Err(Unavailable::TimedOut)
             }
         }
+    }
+
+    /// Waits for somebody who is expected.
+    async fn arrival(&self, key: KeyHash, deadline: Instant) -> Result<Connection, Unavailable> {
+        let Some(&Expected::Until(until)) = lock(&self.named).get(&key) else { return Err(Unavailable::NotConnected) };
+        let mut news = self.news_tx.subscribe();
+        let arrived = async {
+            loop {
+                match self.connection(key) {
+                    // Never closed, as the sender is in `self`.
+                    Err(Unavailable::NotConnected) => drop(news.changed().await),
+                    found => return found,
+                }
+            }
+        };
+        tokio::time::timeout_at(until.min(deadline), arrived).await.unwrap_or(Err(Unavailable::NotConnected))
     }
 
     fn connection(&self, key: KeyHash) -> Result<Connection, Unavailable> {

@@ -2,11 +2,19 @@
 
 use anyhow::{Result, ensure};
 use serde_json::json;
+use sluice_tests::eventually;
 
 use super::{
     laptop::Laptop,
-    stage::{Stage, condition, service},
+    stage::{LIMIT, Stage, condition, service},
 };
+
+/// `add`'s pods, as `pod/NAME`; at least one.
+async fn pods(stage: &Stage) -> Result<Vec<String>> {
+    let pods = stage.namespace.kubectl(&["get", "pods", "--selector=app=add", "-o", "name"]).run().await?;
+    ensure!(!pods.is_empty(), "no pods");
+    Ok(pods.lines().map(str::to_owned).collect())
+}
 
 #[tokio::test]
 #[ignore = "needs root and Go: cargo xtask test"]
@@ -131,6 +139,29 @@ async fn a05_four_replicas_answer_a_hundred_requests_at_once_and_all_that_fit_ar
     let (ours, others) = tokio::join!(stage.call(&mine), stage.call(&many));
     ours?.all_by("laptop", 400)?;
     others?.all_by("pod", 400)?;
+
+    // A pod goes and one comes. The app stays for as long as Services may still send to it, as is good practice.
+    let patient = json!({ "spec": { "template": { "spec": { "terminationGracePeriodSeconds": 10, "containers": [
+        { "name": "add", "lifecycle": { "preStop": { "sleep": { "seconds": 3 } } } }] } } } });
+    stage.namespace.kubectl(&["patch", "deployment/add", "--patch", &patient.to_string()]).run().await?;
+    stage.rolled_out("deployment/add").await?;
+    stage.becomes("add", "True", "4/4").await?;
+    let (first, to) = (pods(&stage).await?.remove(0), "http://add/sum");
+    let change = async {
+        stage.namespace.kubectl(&["delete", &first]).within(LIMIT).run().await?;
+        stage.namespace.kubectl(&["scale", "deployment/add", "--replicas=5"]).run().await?;
+        stage.rolled_out("deployment/add").await?;
+        stage.becomes("add", "True", "5/5").await.map(drop)
+    };
+    let steady = [to, "--during", "20", "--every", "10", "--parallel", "8"];
+    let mine = [&steady[..], &["--header", "x-user: ann"]].concat();
+    let (ours, others, changed) = tokio::join!(stage.call(&mine), stage.call(&steady), change);
+    changed?;
+    for (told, who) in [(ours?, "laptop"), (others?, "pod")] {
+        let count = told.answers.get(who).copied().unwrap_or_default();
+        ensure!(count > 500, "too few: {told:?}");
+        told.all_by(who, count)?;
+    }
     intercepting.stop().await?;
     stage.finish().await
 }
@@ -152,19 +183,27 @@ async fn a06_the_state_follows_the_pods_and_new_ones_serve_the_intercept() -> Re
     scale(1).await?;
     stage.becomes("add", "True", "1/1").await?;
     stage.call(&["http://add/sum", "--count", "20"]).await?.all_by("laptop", 20)?;
+    eventually(LIMIT, "the workload's events tell of it", || async {
+        let about = "involvedObject.kind=Deployment,involvedObject.name=add";
+        let reasons = "jsonpath={.items[*].reason}";
+        let told = stage.namespace.kubectl(&["get", "events", "--field-selector", about, "-o", reasons]).run().await?;
+        let has = |reason| told.split_whitespace().any(|told| told == reason);
+        ensure!(has("Intercepted") && has("InterceptNotReady"), "{told}");
+        Ok(())
+    })
+    .await?;
     scale(4).await?;
     stage.becomes("add", "True", "4/4").await?;
     stage.rolled_out("deployment/add").await?;
     stage.call(&["http://add/sum", "--count", "100", "--parallel", "10"]).await?.all_by("laptop", 100)?;
-    let pods = stage.namespace.kubectl(&["get", "pods", "--selector=app=add", "-o", "name"]).run().await?;
-    let first = pods.lines().next().unwrap_or_default();
-    stage.namespace.kubectl(&["delete", first]).run().await?;
+    let pods = pods(&stage).await?;
+    stage.namespace.kubectl(&["delete", &pods[0]]).run().await?;
     stage.becomes("add", "True", "4/4").await?;
     stage.namespace.kubectl(&["rollout", "restart", "deployment/add"]).run().await?;
     stage.rolled_out("deployment/add").await?;
     let restarted = stage.becomes("add", "True", "4/4").await?;
     let listed = restarted["status"]["pods"].to_string();
-    ensure!(pods.lines().all(|pod| !listed.contains(pod.trim_start_matches("pod/"))), "old pods are listed: {listed}");
+    ensure!(pods.iter().all(|pod| !listed.contains(pod.trim_start_matches("pod/"))), "old pods are listed: {listed}");
     stage.call(&["http://add/sum", "--count", "100", "--parallel", "10"]).await?.all_by("laptop", 100)?;
     intercepting.stop().await?;
     stage.call(&["http://add/sum", "--count", "20"]).await?.all_by("pod", 20)?;

@@ -5,6 +5,8 @@
 mod calls;
 mod connections;
 mod ends;
+mod extended_connect;
+mod limits;
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},

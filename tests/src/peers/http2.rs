@@ -70,10 +70,15 @@ pub struct Response {
 impl Http2App {
     /// Listens inside a host.
     pub fn start(host: &Host, on: SocketAddr, name: &str) -> Result<Self> {
+        Self::with(host, on, name, h2::server::Builder::new())
+    }
+
+    /// The same with settings of its own.
+    pub fn with(host: &Host, on: SocketAddr, name: &str, settings: h2::server::Builder) -> Result<Self> {
         let listener = host.listen(on)?;
         let address = listener.local_addr()?;
-        let app =
-            Arc::new(App { name: HeaderValue::from_str(name)?, seen: Arc::default(), connections: Arc::default() });
+        let name = HeaderValue::from_str(name)?;
+        let app = Arc::new(App { name, settings, seen: Arc::default(), connections: Arc::default() });
         let (seen, connections) = (Arc::clone(&app.seen), Arc::clone(&app.connections));
         let task = AbortOnDropHandle::new(tokio::spawn(app.accept(listener)));
         Ok(Self { address, seen, connections, _task: task })
@@ -98,6 +103,7 @@ impl Http2App {
 #[derive(Debug)]
 struct App {
     name: HeaderValue,
+    settings: h2::server::Builder,
     seen: Arc<Mutex<Vec<Request>>>,
     connections: Arc<Mutex<Vec<SocketAddr>>>,
 }
@@ -124,7 +130,7 @@ impl App {
     }
 
     async fn serve<S: AsyncRead + AsyncWrite + Unpin>(self: Arc<Self>, stream: S, connection: usize) -> Result<()> {
-        let mut server = h2::server::handshake(stream).await?;
+        let mut server = self.settings.handshake::<_, Bytes>(stream).await?;
         let mut tasks = tokio::task::JoinSet::new();
         while let Some(accepted) = server.accept().await {
             let (request, respond) = accepted?;
