@@ -120,8 +120,8 @@ async fn a_service_is_reached_by_its_address_and_from_a_pod_by_its_name() -> Res
     namespace.apply(&workload("lonely", 1, image, &elsewhere)).await?;
     namespace.rolled_out("deployment/lonely", LIMIT).await?;
     let lonely = cluster_address(&namespace, "lonely").await?;
-    let mut caller = Http1Caller::over(cluster.connect(lonely).await?)?;
-    let response = caller.call("POST", "/tic", &[], b"").await?;
+    let stream = eventually(LIMIT, "the node knows the way to its pod", || cluster.connect(lonely)).await?;
+    let response = Http1Caller::over(stream)?.call("POST", "/tic", &[], b"").await?;
     ensure!(response.status == 502, "status {}", response.status);
     namespace.finish().await
 }

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -235,8 +235,13 @@ async fn load(stage: &Stage, stop: &tokio::sync::Notify) -> Result<(usize, usize
                 known.pop_front();
             }
             let authorities = &known[0].1;
-            let stream = Box::pin(system::connect(&stage.cluster, to, authorities)).await;
-            let stream = stream.with_context(|| format!("review {reviewed}"))?;
+            let stream = match Box::pin(system::connect(&stage.cluster, to, authorities)).await {
+                Ok(stream) => stream,
+                Err(error) => {
+                    let (age, log) = (known[0].0.elapsed(), system::log(&stage.cluster).await?);
+                    bail!("review {reviewed}, by authorities of {age:?} ago: {error:#}; {log}");
+                }
+            };
             let caller = Box::pin(Http2Caller::over(stream)).await?;
             ensure_injects(&caller, namespace, "load").await?;
             reviewed += 1;

@@ -136,7 +136,8 @@ impl Stage {
         self.namespace.apply(&deployment).await?;
         self.namespace.apply(&service(name, &labels)).await?;
         self.rolled_out(&format!("deployment/{name}")).await?;
-        self.namespace.wait("pod/caller", "condition=Ready", LIMIT).await
+        self.namespace.wait("pod/caller", "condition=Ready", LIMIT).await?;
+        self.served(&format!("http://{name}/sum")).await
     }
 
     /// Waits until all pods of a workload are there and ready.
@@ -150,6 +151,16 @@ impl Stage {
         command.extend(arguments);
         let told = self.namespace.kubectl(&command).within(LIMIT).run().await?;
         serde_json::from_str(told.trim()).with_context(|| format!("`call` printed {told:?}"))
+    }
+
+    /// Waits until requests to a Service are answered, by whomever: pods are ready before Services know of it.
+    pub(crate) async fn served(&self, to: &str) -> Result<()> {
+        eventually(LIMIT, "the Service has somebody who answers", || async {
+            let told = self.call(&[to]).await?;
+            ensure!(told.failed == 0, "{told:?}");
+            Ok(())
+        })
+        .await
     }
 
     /// Somebody who may edit this namespace.

@@ -145,8 +145,9 @@ async fn a05_four_replicas_answer_a_hundred_requests_at_once_and_all_that_fit_ar
         { "name": "add", "lifecycle": { "preStop": { "sleep": { "seconds": 3 } } } }] } } } });
     stage.namespace.kubectl(&["patch", "deployment/add", "--patch", &patient.to_string()]).run().await?;
     stage.rolled_out("deployment/add").await?;
-    stage.becomes("add", "True", "4/4").await?;
-    let (first, to) = (pods(&stage).await?.remove(0), "http://add/sum");
+    let state = stage.becomes("add", "True", "4/4").await?;
+    let first = format!("pod/{}", state["status"]["pods"][0]["name"].as_str().unwrap_or_default());
+    let to = "http://add/sum";
     let change = async {
         stage.namespace.kubectl(&["delete", &first]).within(LIMIT).run().await?;
         stage.namespace.kubectl(&["scale", "deployment/add", "--replicas=5"]).run().await?;
@@ -182,6 +183,7 @@ async fn a06_the_state_follows_the_pods_and_new_ones_serve_the_intercept() -> Re
     ensure!(condition(&none, "AgentsReady").as_deref() == Some("False"), "{}", none["status"]);
     scale(1).await?;
     stage.becomes("add", "True", "1/1").await?;
+    stage.served("http://add/sum").await?;
     stage.call(&["http://add/sum", "--count", "20"]).await?.all_by("laptop", 20)?;
     eventually(LIMIT, "the workload's events tell of it", || async {
         let about = "involvedObject.kind=Deployment,involvedObject.name=add";

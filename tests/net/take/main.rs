@@ -8,6 +8,7 @@ mod closed;
 mod ends;
 mod ipv6;
 mod listening;
+mod many;
 mod ports;
 mod unavailable;
 
