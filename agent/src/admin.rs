@@ -1,6 +1,6 @@
 //! Health, metrics and status over HTTP on a loopback port.
 //!
-//! Runs as one task in the agent's thread. It only tells; nothing can be changed through it.
+//! Runs as one task in the agent's thread. It only tells; nothing can be changed through it. [`await_rules`] asks it.
 
 use std::{
     convert::Infallible,
@@ -9,6 +9,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use http_body_util::Full;
@@ -21,7 +22,10 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use sluice_protocol::key::KeyHash;
-use tokio::net::TcpListener;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+};
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -31,6 +35,9 @@ use crate::{
     metrics::Decision,
 };
 
+/// Pause between two questions whether an agent is ready.
+const ASK_AGAIN: Duration = Duration::from_millis(20);
+
 /// What the admin endpoint tells about.
 #[derive(Debug)]
 pub(crate) struct Admin {
@@ -39,7 +46,8 @@ pub(crate) struct Admin {
     pub(crate) key_hash: KeyHash,
     pub(crate) tunnel: SocketAddr,
     pub(crate) rules: Arc<Mutex<RulesStatus>>,
-    pub(crate) ready: AtomicBool,
+    /// Whether it serves by rules: those of the file, or the first ones of the controller.
+    pub(crate) ready: Arc<AtomicBool>,
 }
 
 /// Which rules are in force.
@@ -104,7 +112,7 @@ impl Admin {
         loop {
             let Ok((stream, _)) = listener.accept().await else {
                 // Out of file descriptors, most likely: give others a chance to free some.
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             };
             let admin = self.clone();
@@ -128,7 +136,7 @@ impl Admin {
         match request.uri().path() {
             "/healthz" => text(StatusCode::OK, "ok\n"),
             "/readyz" if self.ready.load(Ordering::Relaxed) => text(StatusCode::OK, "ok\n"),
-            "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "not ready: starting or stopping\n"),
+            "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "not ready: no rules yet, or stopping\n"),
             "/metrics" => self.metrics().unwrap_or_else(|error| failed(&error)),
             "/status" => self.status().unwrap_or_else(|error| failed(&error)),
             _ => text(StatusCode::NOT_FOUND, "/healthz /readyz /metrics /status\n"),
@@ -209,6 +217,24 @@ impl Admin {
         response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
         Ok(response)
     }
+}
+
+/// Waits until the agent whose admin endpoint is `address` has rules. False when it has none after `limit`.
+pub async fn await_rules(address: SocketAddr, limit: Duration) -> bool {
+    let ready = async {
+        while !matches!(is_ready(address).await, Ok(true)) {
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+    };
+    tokio::time::timeout(limit, ready).await.is_ok()
+}
+
+async fn is_ready(address: SocketAddr) -> std::io::Result<bool> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n").await?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await?;
+    Ok(answer.starts_with(b"HTTP/1.1 200 "))
 }
 
 fn failed(error: &ReadError) -> Response<Full<Bytes>> {

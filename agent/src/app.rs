@@ -68,6 +68,8 @@ struct Rules {
     status: Arc<Mutex<RulesStatus>>,
     /// What of the controller is in force.
     assigned: Arc<Mutex<Assignment>>,
+    /// Whether there are rules, if only to intercept nothing.
+    ready: Arc<AtomicBool>,
     news_tx: watch::Sender<()>,
 }
 
@@ -145,6 +147,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         admission: admission.clone(),
         status: Arc::default(),
         assigned: Arc::default(),
+        ready: Arc::default(),
         news_tx,
     };
     let (services, connections, cut) = (TaskTracker::new(), TaskTracker::new(), CancellationToken::new());
@@ -168,16 +171,18 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         key_hash: identity.hash(),
         tunnel: tunnel_address,
         rules: rules.status.clone(),
-        ready: AtomicBool::new(false),
+        ready: rules.ready.clone(),
     });
     services.spawn(cut.clone().run_until_cancelled_owned(admin.clone().serve(admin_listener, services.clone())));
     rules.apply(&first_rules)?;
-    if let Some(settings) = settings {
-        let report = rules.report(identity.hash(), tunnel_address.port());
-        let control = Control::new(settings, report, news_rx, rules_tx)?;
-        services.spawn(cut.clone().run_until_cancelled_owned(control.run()));
+    match settings {
+        Some(settings) => {
+            let report = rules.report(identity.hash(), tunnel_address.port());
+            let control = Control::new(settings, report, news_rx, rules_tx)?;
+            services.spawn(cut.clone().run_until_cancelled_owned(control.run()));
+        }
+        None => rules.ready.store(true, Ordering::Relaxed),
     }
-    admin.ready.store(true, Ordering::Relaxed);
     tracing::info!(key = %identity.hash(), tunnel = %admin.tunnel, admin = %config.admin, "ready");
 
     loop {
@@ -337,6 +342,7 @@ impl Source {
                 }
                 let Some(assignment) = rules_rx.borrow_and_update().clone() else { return };
                 rules.take(rules.assign(assignment, exempt));
+                rules.ready.store(true, Ordering::Relaxed);
                 rules.news_tx.send_replace(());
             }
         }

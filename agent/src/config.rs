@@ -58,6 +58,11 @@ pub struct Config {
     #[arg(long, value_name = "FILE")]
     pub key_file: Option<PathBuf>,
 
+    /// Run no agent, but wait until the one that runs here has rules, or for so many seconds; ends with 0 either way.
+    /// Injection has it done before the containers behind the agent are started
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub await_rules: Option<Duration>,
+
     /// Let the kernel program report each decision into the log
     #[arg(long)]
     pub kernel_log: bool,

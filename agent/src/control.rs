@@ -29,6 +29,13 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Longest pause.
 const LAST_PAUSE: Duration = Duration::from_secs(5);
 
+/// Pause behind the answer of a replica that does not lead, the first [`MISDIRECTED`] times: another attempt is most
+/// likely all it takes, and a pod that has just started waits for its rules.
+const MISDIRECTED_PAUSE: Duration = Duration::from_millis(20);
+
+/// See [`MISDIRECTED_PAUSE`].
+const MISDIRECTED: u32 = 10;
+
 /// Most bytes of an answer that says why not.
 const MAX_REFUSAL: usize = 4 << 10;
 
@@ -153,14 +160,14 @@ impl Control {
 
     /// Talks for ever.
     pub(crate) async fn run(mut self) {
-        let (mut pause, mut told) = (FIRST_PAUSE, false);
+        let (mut pause, mut told, mut misdirected) = (FIRST_PAUSE, false, 0);
         loop {
             let began = Instant::now();
             let Err(ended) = Box::pin(self.converse()).await;
             // Of several replicas one leads, and chance decides which one a connection gets to: that is no failure.
             let other = matches!(&ended, Ended::Refused { status, .. } if *status == StatusCode::MISDIRECTED_REQUEST);
             if began.elapsed() > SILENCE {
-                (pause, told) = (FIRST_PAUSE, false);
+                (pause, told, misdirected) = (FIRST_PAUSE, false, 0);
             }
             let error = format!("{:#}", anyhow::Error::new(ended));
             if other || std::mem::replace(&mut told, true) {
@@ -168,8 +175,13 @@ impl Control {
             } else {
                 tracing::warn!(error, "no conversation with the controller; rules stay as they are, trying again");
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LAST_PAUSE);
+            if other && misdirected < MISDIRECTED {
+                misdirected += 1;
+                tokio::time::sleep(MISDIRECTED_PAUSE).await;
+            } else {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LAST_PAUSE);
+            }
         }
     }
 

@@ -6,7 +6,7 @@
 //! It has no Kubernetes rights
 //! and talks to no API: in a pod, [`control`] gets the rules from Sluice's controller.
 
-mod admin;
+pub mod admin;
 pub mod app;
 pub mod config;
 pub mod connection;

@@ -4,6 +4,7 @@ use std::{io::IsTerminal as _, process::ExitCode};
 
 use clap::Parser as _;
 use sluice_agent::{
+    admin,
     app::{self, StartError},
     config::{Config, LogFormat},
     kernel::LoadError,
@@ -23,6 +24,13 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    if let Some(limit) = config.await_rules {
+        let has_rules = runtime.block_on(admin::await_rules(config.admin, limit));
+        if !has_rules {
+            eprintln!("sluice-agent: no rules within {} s; nobody waits for them any longer", limit.as_secs());
+        }
+        return ExitCode::SUCCESS;
+    }
     match runtime.block_on(app::run(config)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

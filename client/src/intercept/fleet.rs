@@ -4,6 +4,9 @@
 //! keeps itself up; here they are only begun and ended.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use kube::Client;
@@ -36,13 +39,25 @@ pub(crate) struct Fleet {
     ways: Ways,
     /// By the pod's uid.
     members: BTreeMap<String, Member>,
-    watchers: JoinSet<Option<TakenOver>>,
+    watchers: JoinSet<Seen>,
 }
 
 struct Member {
     address: String,
     key: KeyHash,
     tunnel: Tunnel,
+    /// It is not listed any more.
+    leaving: Arc<AtomicBool>,
+}
+
+/// How a tunnel ended, as its watcher saw it.
+enum Seen {
+    /// Another client with the same key has come.
+    TakenOver(TakenOver),
+    /// The pod with this uid was not listed any more, and now its agent is gone.
+    Left(String),
+    /// It was ended here.
+    Stopped,
 }
 
 impl Fleet {
@@ -59,22 +74,29 @@ impl Fleet {
         }
     }
 
-    /// Begins tunnels to agents that are new here, and ends those to agents that are not listed any more.
+    /// Begins tunnels to agents that are new here. Those to pods that are not listed any more go on until the agent ends
+    /// them: Services still send to a pod that has just begun to end, and the rules of one that has left the workload are
+    /// taken from its agent.
     pub(crate) fn follow(&mut self, pods: &[PodStatus]) {
         self.members.retain(|uid, member| {
-            let same = |pod: &PodStatus| {
-                pod.uid == *uid && pod.tunnel.as_ref() == Some(&member.address) && pod.key_hash == Some(member.key)
-            };
+            let listed = pods.iter().find(|pod| pod.uid == *uid);
+            member.leaving.store(listed.is_none(), Ordering::Relaxed);
             // Dropping a tunnel says goodbye to its agent.
-            pods.iter().any(same)
+            match listed {
+                Some(pod) => pod.tunnel.as_ref() == Some(&member.address) && pod.key_hash == Some(member.key),
+                None => matches!(*member.tunnel.state().borrow(), State::Connected { .. }),
+            }
         });
         for pod in pods {
             if let (Some(address), Some(key), false) = (&pod.tunnel, pod.key_hash, self.members.contains_key(&pod.uid))
             {
                 match self.begin(&pod.name, address, key) {
                     Ok(tunnel) => {
-                        self.watchers.spawn(watch_one(pod.name.clone(), tunnel.state()));
-                        self.members.insert(pod.uid.clone(), Member { address: address.clone(), key, tunnel });
+                        let leaving = Arc::<AtomicBool>::default();
+                        let watcher = Watcher { pod: pod.name.clone(), uid: pod.uid.clone(), leaving: leaving.clone() };
+                        self.watchers.spawn(watcher.watch(tunnel.state()));
+                        let member = Member { address: address.clone(), key, tunnel, leaving };
+                        self.members.insert(pod.uid.clone(), member);
                     }
                     Err(error) => tracing::warn!("pod {}: {error:#}", pod.name),
                 }
@@ -90,7 +112,7 @@ impl Fleet {
             identity: self.identity.clone(),
             ports: self.ports.clone(),
             to: self.to.clone(),
-            ways: self.ways.with_forward(std::sync::Arc::new(forward)),
+            ways: self.ways.with_forward(Arc::new(forward)),
         })?)
     }
 
@@ -106,7 +128,13 @@ impl Fleet {
     pub(crate) async fn taken_over(&mut self) -> TakenOver {
         loop {
             match self.watchers.join_next().await {
-                Some(Ok(Some(taken_over))) => return taken_over,
+                Some(Ok(Seen::TakenOver(taken_over))) => return taken_over,
+                // Unless it has been replaced by one that is listed.
+                Some(Ok(Seen::Left(uid))) => {
+                    self.members
+                        .extract_if(.., |of, member| *of == uid && member.leaving.load(Ordering::Relaxed))
+                        .count();
+                }
                 Some(_) => {}
                 // New ones come by `follow`, for which the caller drops this future.
                 None => std::future::pending().await,
@@ -123,41 +151,59 @@ impl Fleet {
 }
 
 /// Tells the user what becomes of one tunnel.
-async fn watch_one(pod: String, mut state: watch::Receiver<State>) -> Option<TakenOver> {
-    let mut told = false;
-    let mut lost = None;
-    loop {
-        let now = state.borrow_and_update().clone();
-        match now {
-            State::Connected { way, .. } => {
-                if std::mem::take(&mut told) {
-                    tracing::info!("pod {pod}: connected again ({way})");
-                } else {
-                    tracing::debug!("pod {pod}: connected ({way})");
+struct Watcher {
+    pod: String,
+    uid: String,
+    leaving: Arc<AtomicBool>,
+}
+
+// === impl Watcher ===
+
+impl Watcher {
+    async fn watch(self, mut state: watch::Receiver<State>) -> Seen {
+        // The sender is gone when the tunnel is: nothing to tell any more.
+        self.follow(&mut state).await.unwrap_or(Seen::Stopped)
+    }
+
+    async fn follow(&self, state: &mut watch::Receiver<State>) -> Result<Seen, watch::error::RecvError> {
+        let pod = &self.pod;
+        let mut told = false;
+        let mut lost = None;
+        loop {
+            let now = state.borrow_and_update().clone();
+            match now {
+                State::Connected { way, .. } => {
+                    if std::mem::take(&mut told) {
+                        tracing::info!("pod {pod}: connected again ({way})");
+                    } else {
+                        tracing::debug!("pod {pod}: connected ({way})");
+                    }
+                    lost = None;
+                    state.changed().await?;
+                    continue;
                 }
-                lost = None;
-                // The sender is gone when the tunnel is: nothing to tell any more.
-                state.changed().await.ok()?;
+                State::TakenOver(taken_over) => return Ok(Seen::TakenOver(taken_over)),
+                State::Stopped => return Ok(Seen::Stopped),
+                _ if self.leaving.load(Ordering::Relaxed) => return Ok(Seen::Left(self.uid.clone())),
+                State::Lost(reason) => lost = Some(reason),
+                State::Connecting | State::Failed(_) => {}
+            }
+            if told {
+                state.changed().await?;
                 continue;
             }
-            State::TakenOver(taken_over) => return Some(taken_over),
-            State::Stopped => return None,
-            State::Lost(reason) => lost = Some(reason),
-            State::Connecting | State::Failed(_) => {}
-        }
-        if told {
-            state.changed().await.ok()?;
-            continue;
-        }
-        match tokio::time::timeout(QUIET, state.wait_for(is_settled)).await {
-            Ok(Ok(_)) => continue,
-            Ok(Err(_)) => return None,
-            Err(_) => told = true,
-        }
-        match (&lost, &*state.borrow()) {
-            (Some(lost), _) => tracing::warn!("pod {pod}: connection lost ({lost}); trying again"),
-            (None, State::Failed(error)) => tracing::warn!("pod {pod}: {}; trying again", Chain(&**error)),
-            (None, _) => tracing::warn!("pod {pod}: cannot be reached yet; trying again"),
+            match tokio::time::timeout(QUIET, state.wait_for(is_settled)).await {
+                Ok(settled) => {
+                    settled?;
+                    continue;
+                }
+                Err(_) => told = true,
+            }
+            match (&lost, &*state.borrow()) {
+                (Some(lost), _) => tracing::warn!("pod {pod}: connection lost ({lost}); trying again"),
+                (None, State::Failed(error)) => tracing::warn!("pod {pod}: {}; trying again", Chain(&**error)),
+                (None, _) => tracing::warn!("pod {pod}: cannot be reached yet; trying again"),
+            }
         }
     }
 }

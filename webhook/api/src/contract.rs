@@ -51,6 +51,8 @@ pub mod annotation {
 pub mod pod {
     /// The agent's container, which is also what marks a pod as injected.
     pub const CONTAINER: &str = "sluice-agent";
+    /// The program in its image.
+    pub const PROGRAM: &str = "/sluice-agent";
     /// The volume with its token.
     pub const VOLUME: &str = "sluice-agent-token";
     /// Where that is mounted: the place where the API server would otherwise mount the app's own token, with the

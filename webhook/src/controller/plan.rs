@@ -238,9 +238,8 @@ fn status(
 ) -> InterceptStatus {
     let intercept = case.intercept;
     let before = intercept.status.as_ref();
-    let pods: Vec<_> = case
-        .pods
-        .iter()
+    let staying = case.pods.iter().filter(|pod| !pod.leaving);
+    let pods: Vec<_> = staying
         .map(|pod| {
             let known = before.and_then(|status| status.pods.iter().find(|known| known.uid == pod.uid));
             match (heard.get(&pod.uid), known) {

@@ -48,6 +48,9 @@ pub(crate) struct PodFacts {
     pub(crate) agent: bool,
     /// The ports that its containers name.
     pub(crate) ports: Vec<(String, u16)>,
+    /// It is being deleted. It serves until Services have forgotten it, and the client keeps its tunnel for as long as the
+    /// agent lives; nobody waits for it.
+    pub(crate) leaving: bool,
 }
 
 // === impl World ===
@@ -97,7 +100,7 @@ impl World {
     /// The pods of every namespace that are worth looking at, in the order of their names.
     pub(crate) fn pods(&self) -> Vec<Arc<Pod>> {
         let mut pods = self.pods.state();
-        pods.retain(|pod| is_live(pod));
+        pods.retain(|pod| may_run(pod));
         pods.sort_by_key(|pod| pod.metadata.name.clone());
         pods
     }
@@ -110,7 +113,7 @@ impl World {
             TargetKind::StatefulSet => has(&self.stateful_sets, namespace, name),
             TargetKind::DaemonSet => has(&self.daemon_sets, namespace, name),
             TargetKind::ReplicaSet => has(&self.replica_sets, namespace, name),
-            TargetKind::Pod => self.pods.get(&ObjectRef::new(name).within(namespace)).is_some_and(|pod| is_live(&pod)),
+            TargetKind::Pod => self.pods.get(&ObjectRef::new(name).within(namespace)).is_some_and(|pod| may_run(&pod)),
             TargetKind::Rollout => true,
         }
     }
@@ -149,6 +152,7 @@ impl PodFacts {
             ip: pod.status.as_ref().and_then(|status| status.pod_ip.clone()).unwrap_or_default(),
             agent: is_injected(pod),
             ports: containers.flat_map(named_ports).collect(),
+            leaving: pod.metadata.deletion_timestamp.is_some(),
         }
     }
 }
@@ -162,9 +166,9 @@ fn is_injected(pod: &Pod) -> bool {
     pod.labels().get(label::INJECTED).is_some_and(|value| value == label::INJECTED_VALUE)
 }
 
-fn is_live(pod: &Pod) -> bool {
+fn may_run(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    pod.metadata.deletion_timestamp.is_none() && !matches!(phase, Some("Succeeded" | "Failed"))
+    !matches!(phase, Some("Succeeded" | "Failed"))
 }
 
 fn controller(owners: &[OwnerReference]) -> Option<&OwnerReference> {

@@ -5,6 +5,9 @@ use sluice_api::contract::{Env, TOKEN_AUDIENCE, TOKEN_SECONDS, pod};
 
 use super::{NamespaceFacts, Options, PullPolicy, Sidecar, resources};
 
+/// Seconds that a pod waits for its first rules, where the controller is away.
+const RULES_WITHIN: &str = "2";
+
 pub(super) fn agent(pod: &Value, namespace: &NamespaceFacts, options: &Options) -> Value {
     let mut container = json!({
         "name": pod::CONTAINER,
@@ -13,11 +16,14 @@ pub(super) fn agent(pod: &Value, namespace: &NamespaceFacts, options: &Options) 
         "volumeMounts": [{"name": pod::VOLUME, "mountPath": pod::MOUNT, "readOnly": true}],
         "securityContext": security_context(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
+        "lifecycle": {"postStart": {"exec": {"command": [pod::PROGRAM, "--await-rules", RULES_WITHIN]}}},
     });
-    // There are no probes and no hooks, on purpose. An agent that does not work means that nothing is intercepted, never
-    // that the app goes down: readiness would take the pod out of its Service, liveness would restart what may be in the
-    // middle of other people's connections, and a startup probe would hold back every container behind the agent, the
-    // app among them. The controller knows from the agent itself whether it works, and says so in the Intercept's status.
+    // There are no probes, on purpose. An agent that does not work means that nothing is intercepted, never that the app
+    // goes down: readiness would take the pod out of its Service, liveness would restart what may be in the middle of other
+    // people's connections, and a startup probe would hold back every container behind the agent, the app among them, for
+    // as long as it fails. The controller knows from the agent itself whether it works, and says so in the Intercept's
+    // status. The one hook lets the app start when the agent has its rules, or else two seconds later: a pod that serves
+    // before it has them would answer what is for somebody else.
     if let Value::Object(fields) = &mut container {
         if let Some(resources) = resources::of(pod, namespace, &options.sizes) {
             fields.insert("resources".to_owned(), resources);

@@ -35,6 +35,7 @@ fn pod(name: &str) -> PodFacts {
         ip: "10.0.0.1".to_owned(),
         agent: true,
         ports: vec![("http".to_owned(), 8080)],
+        leaving: false,
     }
 }
 
@@ -104,6 +105,17 @@ fn what_is_missing_is_said_for_each_pod() {
     assert!(reasons[1].contains("\"web\""), "{reasons:?}");
     assert_eq!(rules(&plan, "other"), Vec::<String>::new());
     assert_eq!(condition(&look(&[&mine], &[], &[], false, at(1)), "mine", condition::READY), ("False", "NoPods"));
+}
+
+#[test]
+fn a_pod_that_is_being_deleted_keeps_its_rules_and_nobody_waits_for_it() {
+    let mine = intercept("mine", 0, None, &numbered());
+    let pods = [pod("a"), PodFacts { leaving: true, ..pod("b") }];
+    let agents = [heard("a", &mine, true, true), heard("b", &mine, true, false)];
+    let plan = look(&[&mine], &pods, &agents, false, at(1));
+    assert_eq!((rules(&plan, "a"), rules(&plan, "b")), (vec!["mine".to_owned()], vec!["mine".to_owned()]));
+    assert_eq!(plan.status["uid-mine"].pods_ready.as_deref(), Some("1/1"));
+    assert_eq!(condition(&plan, "mine", condition::READY).0, "True");
 }
 
 #[test]
