@@ -42,6 +42,7 @@ use crate::{
     forwarded, gateway,
     hub::{Admission, Hub},
     kernel::{Kernel, LoadError, LoadOptions, PortKey, Protocol},
+    limits,
     metrics::Metrics,
     rules_file::{RulesFile, RulesFileError},
 };
@@ -97,6 +98,7 @@ struct Stop {
 pub async fn run(config: Config) -> anyhow::Result<()> {
     // First of all, so that a signal at any moment ends in an orderly way.
     let mut stop = Stop::new()?;
+    limits::raise_open_files();
     let identity = match &config.key_file {
         Some(path) => Identity::load_or_create(path)?,
         None => Identity::generate()?,

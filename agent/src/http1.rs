@@ -1,13 +1,16 @@
 //! HTTP/1.0 and 1.1 as original bytes: found, framed and decided, never written anew.
 //!
-//! Owns the grammar ([`scan`], [`head`], [`body`]) and the relay of one connection ([`relay`], [`divert`]). Runs in the
-//! agent's one thread, one task per connection. It does not repair, normalise or guess: what cannot be framed beyond
-//! doubt goes to the app as raw bytes for the rest of the connection, with its reason ([`Doubt`]) counted.
+//! Owns the grammar ([`scan`], [`head`], [`body`]), where messages begin and end ([`requests`], [`track`]) and the relay
+//! of one connection ([`relay`], [`divert`]). Runs in the agent's one thread, one task per connection. It does not repair,
+//! normalise or guess: what cannot be framed beyond doubt goes to the app as raw bytes for the rest of the connection,
+//! with its reason ([`Doubt`]) counted.
 
 pub mod body;
 mod divert;
+pub mod framing;
 pub mod head;
 mod relay;
+mod requests;
 mod scan;
 mod track;
 
@@ -40,13 +43,15 @@ pub enum Doubt {
     Response,
     /// The caller closed in the middle of a head.
     Truncated,
+    /// Bytes behind a request or an answer that ends the connection (RFC 9112 §9.6).
+    Closing,
 }
 
 // === impl Doubt ===
 
 impl Doubt {
     /// All of them, for metrics.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::NotHttp,
         Self::AppFirst,
         Self::TooLarge,
@@ -58,6 +63,7 @@ impl Doubt {
         Self::Upgraded,
         Self::Response,
         Self::Truncated,
+        Self::Closing,
     ];
 
     /// Its name in the metrics.
@@ -75,6 +81,7 @@ impl Doubt {
             Self::Upgraded => "upgraded",
             Self::Response => "response",
             Self::Truncated => "truncated",
+            Self::Closing => "closing",
         }
     }
 }

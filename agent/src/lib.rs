@@ -18,5 +18,6 @@ pub mod http1;
 mod http2;
 pub mod hub;
 pub mod kernel;
+mod limits;
 pub mod metrics;
 pub mod rules_file;

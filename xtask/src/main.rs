@@ -7,6 +7,7 @@ mod cargo;
 mod cluster;
 mod demo;
 mod ebpf;
+mod fuzz;
 mod image;
 mod intercept;
 mod lint;
@@ -37,6 +38,8 @@ enum Task {
     Lint,
     /// Make the generated part of manifests/, or check that it is current.
     Manifests(manifests::ManifestsArgs),
+    /// Fuzz the agent's reading of HTTP/1 (needs a nightly toolchain).
+    Fuzz(fuzz::FuzzArgs),
     /// Measure what Sluice costs (needs root).
     Bench(bench::BenchArgs),
     /// Start a real Kubernetes on this machine, for tests and for trying, or take it down.
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
         Task::Test(args) => test::run(&args),
         Task::Lint => lint::run(),
         Task::Manifests(args) => manifests::run(&args),
+        Task::Fuzz(args) => fuzz::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::Cluster(args) => cluster::run(args),
         Task::Intercept(args) => intercept::run("intercept", &args),

@@ -22,7 +22,16 @@ pub(crate) const NETWORK: &[Tool] =
     &[("ip", "iproute2"), ("tc", "iproute2"), ("nft", "nftables"), ("setpriv", "util-linux"), ("bpftool", "bpftool")];
 
 /// Callers and servers of others that tests use as peers.
-pub(crate) const PEERS: &[Tool] = &[("curl", "curl"), ("nghttpd", "nghttp2-server"), ("nghttpx", "nghttp2-proxy")];
+pub(crate) const PEERS: &[Tool] = &[
+    ("curl", "curl"),
+    ("nghttpd", "nghttp2-server"),
+    ("nghttpx", "nghttp2-proxy"),
+    ("pg_createcluster", "postgresql"),
+    ("psql", "postgresql-client"),
+    ("redis-server", "redis-server"),
+    ("redis-cli", "redis-tools"),
+    ("python3", "python3"),
+];
 
 /// What a test pushes images to.
 pub(crate) const REGISTRY: &[Tool] = &[("docker-registry", "docker-registry")];

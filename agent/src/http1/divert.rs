@@ -115,6 +115,11 @@ pub(super) async fn divert(
                 metrics.rule(&rule, Decision::Diverted);
                 return switched(relay, stream, out, sent).await;
             }
+            Outcome::Wire(doubt) => {
+                metrics.rule(&rule, Decision::Diverted);
+                metrics.wire(doubt);
+                return switched(relay, stream, out, sent).await;
+            }
             Outcome::Http2(first) => {
                 let caller = &mut relay.steered.caller;
                 caller.write_all(&out).await.map_err(End::Caller)?;
@@ -245,7 +250,8 @@ async fn answer(relay: &mut Relay, head: RequestHead, status: &str, header: &str
     Ok(Diverted::Closed)
 }
 
-/// The local server switched protocols: caller and local process are joined until both have finished.
+/// Joins caller and local process until both have finished: the server has switched protocols, or where the request
+/// ends is in doubt.
 async fn switched(relay: &mut Relay, mut stream: QuicDuplex, out: BytesMut, sent: usize) -> Result<Diverted, End> {
     let mut unsent = std::mem::take(&mut relay.up.buf);
     unsent.advance(sent);

@@ -8,7 +8,11 @@ use std::mem::MaybeUninit;
 use httparse::{Header, ParserConfig, Status};
 use sluice_protocol::rules::matcher;
 
-use super::{Doubt, body::Body};
+use super::{
+    Doubt,
+    body::Body,
+    scan::{HeadScan, Scanned, is_method},
+};
 
 /// Most bytes of a head that is still decided; nginx, Node and Go accept 8 to 64 KiB, Java up to 8 KiB.
 pub const MAX_HEAD: usize = 128 << 10;
@@ -105,6 +109,7 @@ pub fn parse_request<R>(bytes: &[u8], decide: impl FnOnce(&RequestView<'_>) -> R
     let mut many;
     let mut request = httparse::Request::new(&mut []);
     let config = ParserConfig::default();
+    let bytes = &bytes[..bytes.len().min(MAX_HEAD)];
     let mut parsed = config.parse_request_with_uninit_headers(&mut request, bytes, &mut few);
     if parsed == Err(httparse::Error::TooManyHeaders) {
         many = vec![MaybeUninit::uninit(); MAX_HEADERS];
@@ -112,21 +117,17 @@ pub fn parse_request<R>(bytes: &[u8], decide: impl FnOnce(&RequestView<'_>) -> R
         parsed = config.parse_request_with_uninit_headers(&mut request, bytes, &mut many);
     }
     let len = match parsed {
-        Ok(Status::Partial) if bytes.len() >= MAX_HEAD => return Parsed::Doubt(Doubt::TooLarge),
+        Ok(Status::Partial) if bytes.len() == MAX_HEAD => return Parsed::Doubt(Doubt::TooLarge),
         Ok(Status::Partial) => return Parsed::Partial,
-        Ok(Status::Complete(len)) if len > MAX_HEAD => return Parsed::Doubt(Doubt::TooLarge),
         Ok(Status::Complete(len)) => len,
         Err(httparse::Error::TooManyHeaders) => return Parsed::Doubt(Doubt::TooLarge),
-        Err(_) if bytes.contains(&b'\n') && request.version.is_some() => {
-            return Parsed::Doubt(Doubt::Grammar);
-        }
-        Err(_) => return Parsed::Doubt(Doubt::NotHttp),
+        Err(_) => return no_head(bytes),
     };
     let (Some(method), Some(target), Some(minor)) = (request.method, request.path, request.version) else {
-        return Parsed::Doubt(Doubt::NotHttp);
+        return no_head(bytes);
     };
-    if has_bare_lf(&bytes[..len]) {
-        return Parsed::Doubt(Doubt::Grammar);
+    if !is_method(method) || has_bare_lf(&bytes[..len]) {
+        return no_head(bytes);
     }
     if method == "CONNECT" {
         return Parsed::Doubt(Doubt::Connect);
@@ -154,6 +155,7 @@ pub fn parse_response(bytes: &[u8], kind: RequestKind) -> Parsed<ResponseHead> {
     let mut many;
     let mut response = httparse::Response::new(&mut []);
     let config = ParserConfig::default();
+    let bytes = &bytes[..bytes.len().min(MAX_HEAD)];
     let mut parsed = config.parse_response_with_uninit_headers(&mut response, bytes, &mut few);
     if parsed == Err(httparse::Error::TooManyHeaders) {
         many = vec![MaybeUninit::uninit(); MAX_HEADERS];
@@ -185,6 +187,17 @@ pub fn parse_response(bytes: &[u8], kind: RequestKind) -> Parsed<ResponseHead> {
         return Parsed::Doubt(Doubt::Response);
     }
     Parsed::Head(ResponseHead { len, status, body, close: fields.closes(minor) || body == Body::UntilClose })
+}
+
+/// What `bytes` are that the parser refuses: what [`HeadScan`] says of them, which is the same however they arrive.
+fn no_head<T>(bytes: &[u8]) -> Parsed<T> {
+    match HeadScan::default().advance(bytes) {
+        Scanned::Doubt(doubt) => Parsed::Doubt(doubt),
+        Scanned::Partial if bytes.len() < MAX_HEAD => Parsed::Partial,
+        Scanned::Partial => Parsed::Doubt(Doubt::TooLarge),
+        // A target that is not UTF-8.
+        Scanned::Complete => Parsed::Doubt(Doubt::Grammar),
+    }
 }
 
 /// `tchar` of RFC 9110 §5.6.2.
@@ -219,7 +232,9 @@ impl Fields {
                 10 if header.name.eq_ignore_ascii_case("connection") => fields.connection(header.value),
                 7 if header.name.eq_ignore_ascii_case("upgrade") => {
                     let h2c = header.value.trim_ascii().eq_ignore_ascii_case(b"h2c");
-                    fields.protocol = Some(if h2c { Upgrade::H2c } else { Upgrade::Other });
+                    // Of several the server takes one, and only its answer says which.
+                    let only = fields.protocol.is_none();
+                    fields.protocol = Some(if h2c && only { Upgrade::H2c } else { Upgrade::Other });
                 }
                 _ => {}
             }
@@ -265,7 +280,7 @@ impl matcher::Request for RequestView<'_> {
 /// The path of a request target, in origin form or absolute form (RFC 9112 §3.2), without its query.
 fn path_of(target: &str) -> &str {
     let from_path = match target.split_once("://") {
-        Some((_, rest)) if !target.starts_with('/') => rest.find(['/', '?']).map_or("/", |at| &rest[at..]),
+        Some((_, rest)) if !target.starts_with('/') => rest.find(['/', '?', '#']).map_or("/", |at| &rest[at..]),
         _ => target,
     };
     match from_path.split(['?', '#']).next() {

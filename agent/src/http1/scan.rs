@@ -8,7 +8,7 @@
 use super::Doubt;
 
 /// Longest method that is taken for one. The longest registered has 17 letters.
-const MAX_METHOD: u8 = 32;
+const MAX_METHOD: usize = 32;
 
 const VERSION: &[u8] = b"HTTP/1.";
 
@@ -37,7 +37,7 @@ enum State {
     #[default]
     Start,
     StartLf,
-    Method(u8),
+    Method(usize),
     TargetFirst,
     Target,
     Version(u8),
@@ -74,9 +74,9 @@ fn step(state: State, byte: u8) -> Result<State, Doubt> {
     Ok(match (state, byte) {
         (State::Start, b'\r') => State::StartLf,
         (State::StartLf, b'\n') => State::Start,
-        (State::Start, _) if method(byte) => State::Method(1),
+        (State::Start, _) if is_method_byte(byte) => State::Method(1),
         (State::Method(_), b' ') => State::TargetFirst,
-        (State::Method(n), _) if method(byte) && n < MAX_METHOD => State::Method(n + 1),
+        (State::Method(n), _) if is_method_byte(byte) && n < MAX_METHOD => State::Method(n + 1),
         (State::Start | State::StartLf | State::Method(_), _) => return Err(Doubt::NotHttp),
         (State::TargetFirst | State::Target, 0x21..=0x7e | 0x80..) => State::Target,
         (State::Target, b' ') => State::Version(0),
@@ -102,7 +102,11 @@ fn step(state: State, byte: u8) -> Result<State, Doubt> {
 }
 
 /// Methods are tokens, but every registered one is capital letters and hyphens: another beginning is another protocol.
-fn method(byte: u8) -> bool {
+pub(super) fn is_method(method: &str) -> bool {
+    method.len() <= MAX_METHOD && method.bytes().all(is_method_byte)
+}
+
+fn is_method_byte(byte: u8) -> bool {
     byte.is_ascii_uppercase() || byte == b'-' || byte == b'_'
 }
 

@@ -12,5 +12,6 @@ mod random;
 mod rules;
 mod stage;
 mod streams;
+mod strict;
 mod traffic;
 mod turns;

@@ -119,7 +119,7 @@ async fn b03_an_app_may_give_up_a_connection_whose_requests_go_elsewhere() -> Re
 
 #[tokio::test]
 #[ignore = "needs root: cargo xtask test"]
-async fn pipelined_requests_are_answered_in_their_order() -> Result<()> {
+async fn b04_pipelined_requests_are_answered_in_their_order() -> Result<()> {
     on_stage("pipelined", async |stage| {
         let _app = Http1App::start(&stage.pod, on(PORT), POD)?;
         let _local = Http1App::start(&stage.laptop, on(PORT), LAPTOP)?;
@@ -130,7 +130,7 @@ async fn pipelined_requests_are_answered_in_their_order() -> Result<()> {
 
 #[tokio::test]
 #[ignore = "needs root: cargo xtask test"]
-async fn pipelined_requests_wait_for_nothing_but_their_answers() -> Result<()> {
+async fn b04_pipelined_requests_wait_for_nothing_but_their_answers() -> Result<()> {
     on_stage("pipelined_bursts", async |stage| {
         // As many as the agent has under way at once, and all their answers in one piece: what was held back has to go
         // on without anything else happening.

@@ -14,6 +14,7 @@ use sluice_protocol::duplex::QuicDuplex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::super::{
+    Doubt,
     body::Body,
     head::{RequestHead, Upgrade},
     relay::{READ, Relay, poll_flush},
@@ -35,6 +36,8 @@ pub(super) struct Exchange<'a> {
     upgrade: Upgrade,
     /// What is still to come of the request's body behind `ready`.
     body: Body,
+    /// It breaks the grammar there.
+    doubt: Option<Doubt>,
     /// How many bytes of the buffer belong to the request.
     ready: usize,
     /// How many of those have been sent.
@@ -66,6 +69,8 @@ pub(super) enum Outcome {
     },
     /// Both sides go on in another protocol.
     Switched,
+    /// Where the request ends is in doubt: both sides go on as bytes.
+    Wire(Doubt),
     /// The same with HTTP/2, of which these bytes have come.
     Http2(Bytes),
     /// The answer cannot be framed: it goes on until the stream ends.
@@ -92,6 +97,7 @@ impl<'a> Exchange<'a> {
             answers,
             upgrade: head.upgrade,
             body: head.body,
+            doubt: None,
             ready: head.len,
             sent: 0,
             whole: true,
@@ -107,22 +113,21 @@ impl<'a> Exchange<'a> {
         exchange
     }
 
-    /// Moves `ready` over what has come of the body. A body that breaks the grammar ends here: the local server gets
-    /// what there was and then the end, and judges for itself.
+    /// Moves `ready` over what has come of the body. Behind what breaks the grammar nothing can be decided: the local
+    /// server, which has the request, gets that as well and judges for itself.
     fn frame(&mut self) {
-        let have = &self.relay.up.buf[self.ready..];
-        match self.body.take(have) {
+        match self.body.take(&self.relay.up.buf[self.ready..]) {
             Ok(taken) => self.ready += taken,
-            Err(_) => {
-                self.ready += have.len();
-                self.relay.up.eof = true;
-            }
+            Err(doubt) => self.doubt = Some(doubt),
         }
     }
 
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Outcome, End>> {
         if let Poll::Ready(end) = self.poll_up(cx) {
             end.map_err(End::Caller)?;
+        }
+        if let Some(doubt) = self.doubt {
+            return Poll::Ready(Ok(Outcome::Wire(doubt)));
         }
         let outcome = ready!(self.poll_down(cx))?;
         let Outcome::Answered { mut close, .. } = outcome else { return Poll::Ready(Ok(outcome)) };
@@ -160,7 +165,7 @@ impl<'a> Exchange<'a> {
 
     /// Caller to client. Ready only when the caller breaks off.
     fn poll_up(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        loop {
+        while self.doubt.is_none() {
             self.poll_send(cx);
             let up = &mut self.relay.up;
             let behind = up.buf.len() - self.ready;
@@ -178,6 +183,7 @@ impl<'a> Exchange<'a> {
             self.relay.up.buf.extend_from_slice(read.filled());
             self.frame();
         }
+        Poll::Pending
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>) {

@@ -83,6 +83,7 @@ fn the_path_is_without_query_in_every_form() {
         ("http://host:80/a?b", "/a"),
         ("http://host", "/"),
         ("http://host?q=/x", "/"),
+        ("http://ho#st/x", "/"),
         ("/redirect?to=http://other/x", "/redirect"),
     ] {
         assert_eq!(path_of(target), path, "{target}");

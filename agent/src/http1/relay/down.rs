@@ -8,7 +8,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{Event, READ, Relay, poll_flush};
+use super::{Event, READ, Relay, poll_flush, up::Up};
 use crate::{
     connection::End,
     http1::{
@@ -77,13 +77,14 @@ impl Relay {
             if bytes.is_empty() {
                 down.answers.close();
                 down.eof = true;
+                self.up.requests.end();
                 continue;
             }
-            if !self.up.begun && down.answers.owed() == 0 && http2::may_greet(&down.early, bytes) {
+            if !self.up.requests.begun() && down.answers.owed() == 0 && http2::may_greet(&down.early, bytes) {
                 down.early.extend_from_slice(bytes);
                 continue;
             }
-            let pass = down.follow(bytes, self.up.upgrading);
+            let pass = down.follow(bytes, &mut self.up);
             if down.answers.owed() == 0 {
                 self.up.upgrading = Upgrade::None;
             }
@@ -102,13 +103,18 @@ impl Relay {
 
 impl Down {
     /// Looks at bytes of the app; how many of them go to the caller.
-    fn follow(&mut self, bytes: &[u8], upgrading: Upgrade) -> usize {
+    fn follow(&mut self, bytes: &[u8], up: &mut Up) -> usize {
         let mut at = 0;
         while at < bytes.len() {
             match self.answers.follow(&bytes[at..]) {
                 Followed::All => break,
-                Followed::End { at: end, .. } => at += end,
-                Followed::Switched { at: end } if upgrading == Upgrade::H2c => {
+                Followed::End { at: end, close } => {
+                    at += end;
+                    if close {
+                        up.requests.end();
+                    }
+                }
+                Followed::Switched { at: end } if up.upgrading == Upgrade::H2c => {
                     self.http2 = Some(Bytes::copy_from_slice(&bytes[at + end..]));
                     return at + end;
                 }

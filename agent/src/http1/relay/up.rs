@@ -16,9 +16,8 @@ use crate::{
     connection::{End, Steered},
     http1::{
         Doubt,
-        body::Body,
-        head::{MAX_HEAD, Parsed, RequestHead, Upgrade, parse_request},
-        scan::{HeadScan, Scanned},
+        head::{Parsed, RequestHead, Upgrade},
+        requests::Requests,
     },
     http2,
     metrics::Decision,
@@ -34,12 +33,9 @@ pub(in crate::http1) struct Up {
     pub(in crate::http1) buf: BytesMut,
     /// How much of `buf` is decided and goes to the app.
     decided: usize,
-    /// What is still to come of the body of the last request that passed.
-    body: Body,
-    scan: HeadScan,
+    /// Where in the requests the caller is.
+    pub(super) requests: Requests,
     stop: Option<Stop>,
-    /// A head has been read: what follows is HTTP/1.
-    pub(super) begun: bool,
     /// The next head goes to the app, whatever the rules say: its client could not take it.
     pub(in crate::http1) pass_next: bool,
     /// A request to switch to this protocol is with the app; what follows it depends on the answer.
@@ -154,6 +150,8 @@ impl Relay {
         match self.up.stop.take() {
             None => return Poll::Ready(None),
             Some(Stop::Raw(doubt)) => return Poll::Ready(Some(Event::Raw(doubt))),
+            // The app has said that it answers nothing more on this connection: the caller asks again on another.
+            Some(Stop::Match(..)) if self.up.requests.ended() => return Poll::Ready(Some(Event::Raw(Doubt::Closing))),
             Some(Stop::Http2) => return Poll::Ready(Some(Event::Http2)),
             Some(Stop::Match(rule, head)) if owed == 0 && self.down.out.is_empty() => {
                 return Poll::Ready(Some(Event::Match(rule, head)));
@@ -179,8 +177,8 @@ impl Relay {
         let (up, down) = (&mut self.up, &mut self.down);
         let mut at = 0;
         while at < bytes.len() {
-            if !up.body.is_done() {
-                match up.body.take(&bytes[at..]) {
+            if !up.requests.between() {
+                match up.requests.body(&bytes[at..]) {
                     Ok(taken) => at += taken,
                     Err(doubt) => {
                         up.stop = Some(Stop::Raw(doubt));
@@ -198,7 +196,7 @@ impl Relay {
                 return at;
             }
             let rest = &bytes[at..];
-            if !up.begun && http2::PREFACE.starts_with(&rest[..rest.len().min(http2::PREFACE.len())]) {
+            if !up.requests.begun() && http2::PREFACE.starts_with(&rest[..rest.len().min(http2::PREFACE.len())]) {
                 up.stop = (rest.len() >= http2::PREFACE.len()).then_some(Stop::Http2);
                 return at;
             }
@@ -216,14 +214,12 @@ impl Relay {
                     return at;
                 }
                 Parsed::Head((head, Some(rule))) => {
-                    up.begun = true;
                     up.stop = Some(Stop::Match(rule, head));
                     return at;
                 }
                 Parsed::Head((head, None)) => {
-                    up.begun = true;
                     up.upgrading = head.upgrade;
-                    up.body = head.body;
+                    up.requests.pass(&head);
                     down.answers.expect(head.kind, up.upgrading != Upgrade::None);
                     if !counted {
                         self.steered.shared.metrics.request(Decision::Passed);
@@ -240,28 +236,10 @@ impl Relay {
 
 impl Up {
     fn head(&mut self, rest: &[u8], steered: &Steered) -> Parsed<(RequestHead, Option<Arc<Rule>>)> {
-        if self.scan != HeadScan::default() {
-            match self.scan.advance(rest) {
-                Scanned::Partial if rest.len() >= MAX_HEAD => return Parsed::Doubt(Doubt::TooLarge),
-                Scanned::Partial => return Parsed::Partial,
-                Scanned::Doubt(doubt) => return Parsed::Doubt(doubt),
-                Scanned::Complete => self.scan = HeadScan::default(),
-            }
-        }
         let pass = self.pass_next;
-        match parse_request(rest, |view| if pass { None } else { steered.decide(view) }) {
-            Parsed::Partial => match self.scan.advance(rest) {
-                Scanned::Partial => Parsed::Partial,
-                Scanned::Doubt(doubt) => Parsed::Doubt(doubt),
-                // The two do not agree on what is a head: that is doubt enough.
-                Scanned::Complete => Parsed::Doubt(Doubt::Grammar),
-            },
-            Parsed::Doubt(Doubt::NotHttp) if self.begun => Parsed::Doubt(Doubt::Grammar),
-            parsed => {
-                self.pass_next = false;
-                parsed
-            }
-        }
+        let parsed = self.requests.head(rest, |view| if pass { None } else { steered.decide(view) });
+        self.pass_next &= matches!(parsed, Parsed::Partial);
+        parsed
     }
 
     /// The app reads no more: nothing is sent to it any longer.
@@ -275,7 +253,7 @@ impl Up {
 
     /// What follows a diverted request begins anew.
     pub(in crate::http1) fn next_request(&mut self) {
-        self.scan = HeadScan::default();
+        self.requests.restart();
         if self.buf.is_empty() {
             self.buf = BytesMut::new();
         }
