@@ -8,6 +8,7 @@ mod keys;
 mod load;
 mod rules_change;
 mod under_way;
+mod weather;
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
