@@ -9,64 +9,21 @@ use nix::{
 };
 use serde_json::{Value, json};
 use sluice_tests::{
-    binaries,
     cluster::{self, Cluster, Folder, Namespace},
     eventually,
-    image::{Image, Program},
     peers::http1::Http1Caller,
+    product::{Images, deploy_demo, workload},
 };
 
 /// How long anything may take on a busy machine.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// The demo's two services in an image of this test's own: tests run side by side.
-async fn demo_image(cluster: &Cluster, tag: &str) -> Result<String> {
-    let name = format!("sluice.dev/test-demo:{tag}");
-    let folder = tempfile::tempdir()?;
-    let file = folder.path().join("image.tar");
-    let image = Image::new(&name, Program::new(binaries::find("add")?, "/add"));
-    image.with(Program::new(binaries::find("tictac")?, "/tictac")).save(&file)?;
-    cluster.import(&file).await?;
-    Ok(name)
-}
-
-/// A Deployment with a Service of the same name, on port 8080 and for gRPC on 9090.
-fn workload(name: &str, replicas: u32, image: &str, command: &[&str]) -> Value {
-    let labels = json!({ "app": name });
-    let container = json!({
-        "name": name, "image": image, "imagePullPolicy": "IfNotPresent", "command": command,
-        "ports": [{ "name": "http", "containerPort": 8080 }, { "name": "grpc", "containerPort": 9090 }],
-        "readinessProbe": { "tcpSocket": { "port": "http" }, "periodSeconds": 1 },
-        "securityContext": { "runAsNonRoot": true, "readOnlyRootFilesystem": true, "allowPrivilegeEscalation": false },
-    });
-    let pod = json!({ "containers": [container], "terminationGracePeriodSeconds": 1 });
-    let ports = json!([
-        { "name": "http", "port": 8080, "targetPort": "http" },
-        { "name": "grpc", "port": 9090, "targetPort": "grpc" },
-    ]);
-    json!({ "apiVersion": "v1", "kind": "List", "items": [
-        { "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": name }, "spec": {
-            "replicas": replicas,
-            "selector": { "matchLabels": labels },
-            "template": { "metadata": { "labels": labels }, "spec": pod },
-        }},
-        { "apiVersion": "v1", "kind": "Service", "metadata": { "name": name }, "spec": { "selector": labels, "ports": ports }},
-    ]})
-}
-
-/// `add` twice and `tictac` once, which finds `add` by its name.
-async fn demo(cluster: &Cluster, tag: &str) -> Result<Namespace> {
-    let namespace = cluster.namespace(tag).await?;
-    let image = demo_image(cluster, tag).await?;
-    let wildcard = ["--http", "0.0.0.0:8080"];
-    let add = [&["/add"][..], &wildcard, &["--grpc", "0.0.0.0:9090"]].concat();
-    namespace.apply(&workload("add", 2, &image, &add)).await?;
-    let address = format!("http://add.{}.svc.cluster.local:9090", namespace.name());
-    let tictac = [&["/tictac"][..], &wildcard, &["--add", &address]].concat();
-    namespace.apply(&workload("tictac", 1, &image, &tictac)).await?;
-    namespace.rolled_out("deployment/add", LIMIT).await?;
-    namespace.rolled_out("deployment/tictac", LIMIT).await?;
-    Ok(namespace)
+/// A namespace with the demo's services; gives their image too.
+async fn demo(cluster: &Cluster, name: &str) -> Result<(Namespace, String)> {
+    let namespace = cluster.namespace(name).await?;
+    let image = Images::load_demo(cluster).await?;
+    deploy_demo(&namespace, &image).await?;
+    Ok((namespace, image))
 }
 
 async fn cluster_address(namespace: &Namespace, service: &str) -> Result<SocketAddr> {
@@ -80,7 +37,7 @@ async fn cluster_address(namespace: &Namespace, service: &str) -> Result<SocketA
 async fn two_pods_of_a_local_image_roll_out_on_the_ready_node() -> Result<()> {
     let cluster = Cluster::get().await?;
     cluster.kubectl(&["wait", "node", "--all", "--for=condition=Ready", "--timeout=60s"]).run().await?;
-    let namespace = demo(&cluster, "rollout").await?;
+    let (namespace, _) = demo(&cluster, "rollout").await?;
     let pods: Value = namespace.kubectl(&["get", "pods", "--selector=app=add"]).json().await?;
     let pods = pods["items"].as_array().context("no pods")?;
     let addresses: Vec<_> = pods.iter().filter_map(|pod| pod["status"]["podIP"].as_str()).collect();
@@ -97,7 +54,7 @@ async fn two_pods_of_a_local_image_roll_out_on_the_ready_node() -> Result<()> {
 #[ignore = "needs root and Go: cargo xtask test"]
 async fn a_service_is_reached_by_its_address_and_from_a_pod_by_its_name() -> Result<()> {
     let cluster = Cluster::get().await?;
-    let namespace = demo(&cluster, "service").await?;
+    let (namespace, image) = demo(&cluster, "service").await?;
     let address = cluster_address(&namespace, "tictac").await?;
     eventually(LIMIT, "the node knows the way to add's pods, which takes a moment longer than the pods", || async {
         let mut caller = Http1Caller::over(cluster.connect(address).await?)?;
@@ -116,8 +73,7 @@ async fn a_service_is_reached_by_its_address_and_from_a_pod_by_its_name() -> Res
     }
     // A name that does not exist is an answer too, not a timeout: DNS says so.
     let elsewhere = ["/tictac", "--http", "0.0.0.0:8080", "--add", "http://nobody.default.svc.cluster.local:9090"];
-    let image = "sluice.dev/test-demo:service";
-    namespace.apply(&workload("lonely", 1, image, &elsewhere)).await?;
+    namespace.apply(&workload("lonely", 1, &image, &elsewhere)).await?;
     namespace.rolled_out("deployment/lonely", LIMIT).await?;
     let lonely = cluster_address(&namespace, "lonely").await?;
     let stream = eventually(LIMIT, "the node knows the way to its pod", || cluster.connect(lonely)).await?;
@@ -130,7 +86,7 @@ async fn a_service_is_reached_by_its_address_and_from_a_pod_by_its_name() -> Res
 #[ignore = "needs root and Go: cargo xtask test"]
 async fn a_namespace_is_gone_with_all_that_was_in_it() -> Result<()> {
     let cluster = Cluster::get().await?;
-    let namespace = demo(&cluster, "gone").await?;
+    let (namespace, _) = demo(&cluster, "gone").await?;
     let (name, pods) = (namespace.name().to_owned(), ["get", "pods", "--all-namespaces", "--no-headers"]);
     namespace.finish().await?;
     let left = cluster.kubectl(&["get", "namespace", &name, "--ignore-not-found"]).run().await?;
@@ -169,7 +125,7 @@ async fn down_leaves_nothing_even_after_everything_was_killed() -> Result<()> {
     let before = devices()?;
     ensure!(!cluster::up(&folder).await?, "a second one was started");
     // With containers, their mounts and their cgroups.
-    let namespace = demo(&cluster, "down").await?;
+    let (namespace, _) = demo(&cluster, "down").await?;
     let containers = container_processes(&folder)?;
     ensure!(containers.len() >= 3, "processes in containers: {containers:?}");
     drop(namespace);

@@ -6,7 +6,6 @@
 use std::{process::Stdio, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
     net::TcpStream,
@@ -15,14 +14,14 @@ use tokio::{
 
 use super::{
     scenes::Set,
-    stage::{GRPC_PORT, HTTP_PORT, Rule},
+    stage::{HTTP_PORT, Rule},
 };
 use crate::{
     binaries,
     cluster::{self, Cluster, Folder, Namespace},
     eventually,
     peers::http1::{Http1Caller, Response},
-    product::{self, Images},
+    product::{self, Images, deploy_demo},
 };
 
 /// How long anything may take on a busy machine.
@@ -91,14 +90,7 @@ impl ClusterStage {
         progress("kubectl label namespace … sluice.dev/inject=enabled: pods get the agent from now on");
         let namespace = cluster.labelled_namespace("sluice-demo", &[("sluice.dev/inject", "enabled")]).await?;
         progress("deploying add (two pods) and tictac");
-        let (http, grpc) = (format!("[::]:{HTTP_PORT}"), format!("[::]:{GRPC_PORT}"));
-        let add = ["/add", "--http", &http, "--grpc", &grpc];
-        let address = format!("http://add.{}.svc:{GRPC_PORT}", namespace.name());
-        let tictac = ["/tictac", "--http", &http, "--add", &address];
-        namespace.apply(&workload("add", 2, &images.demo, &add)).await?;
-        namespace.apply(&workload("tictac", 1, &images.demo, &tictac)).await?;
-        namespace.rolled_out("deployment/add", LIMIT).await?;
-        namespace.rolled_out("deployment/tictac", LIMIT).await?;
+        deploy_demo(&namespace, &images.demo).await?;
         let add = format!("http://add.{}.svc:{HTTP_PORT}/sum", namespace.name());
         // Pods are ready before every node knows the way to them.
         eventually(LIMIT, "tictac reaches add", || async {
@@ -181,23 +173,6 @@ impl Set for ClusterStage {
     async fn request(&mut self, method: &str, path: &str, headers: &[(&str, &str)]) -> Result<Response> {
         self.connection.call(method, path, headers, b"").await.with_context(|| format!("{method} {path}"))
     }
-}
-
-/// A Deployment with a Service of the same name.
-fn workload(name: &str, replicas: u32, image: &str, command: &[&str]) -> Value {
-    let labels = json!({ "app": name });
-    let container = json!({
-        "name": name, "image": image, "imagePullPolicy": "IfNotPresent", "command": command,
-        "ports": [{ "name": "http", "containerPort": HTTP_PORT }, { "name": "grpc", "containerPort": GRPC_PORT }],
-        "readinessProbe": { "tcpSocket": { "port": "http" }, "periodSeconds": 1 },
-    });
-    json!({ "apiVersion": "v1", "kind": "List", "items": [
-        { "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": name }, "spec": {
-            "replicas": replicas, "selector": { "matchLabels": labels }, "template": { "metadata": { "labels": labels },
-                "spec": { "terminationGracePeriodSeconds": 1, "containers": [container] } } } },
-        { "apiVersion": "v1", "kind": "Service", "metadata": { "name": name }, "spec": { "selector": labels, "ports": [
-            { "name": "http", "port": HTTP_PORT, "targetPort": "http" },
-            { "name": "grpc", "port": GRPC_PORT, "targetPort": "grpc" } ] } } ] })
 }
 
 /// `kubectl port-forward` to `tictac`'s Service, and the local port.
