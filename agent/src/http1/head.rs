@@ -255,10 +255,8 @@ impl matcher::Request for RequestView<'_> {
         path_of(self.target).as_bytes()
     }
 
-    fn any_header(&self, name: &str, fits: &mut dyn FnMut(&[u8]) -> bool) -> bool {
-        self.headers
-            .iter()
-            .any(|h| h.name.len() == name.len() && h.name.eq_ignore_ascii_case(name) && fits(h.value.trim_ascii()))
+    fn headers(&self, seen: &mut matcher::Seen<'_>) {
+        self.headers.iter().for_each(|header| seen.header(header.name, header.value.trim_ascii()));
     }
 }
 

@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::super::{
     body::Body,
     head::{RequestHead, Upgrade},
-    relay::{READ, Relay, poll_flush},
+    relay::{READ, Relay, Up, poll_flush},
     track::{Answers, Followed},
 };
 use crate::connection::End;
@@ -103,6 +103,10 @@ impl<'a> Exchange<'a> {
             closed: false,
             told: false,
         };
+        if let Some(taps) = &mut exchange.relay.up.taps {
+            taps.again();
+            taps.copy(&exchange.relay.up.buf[..head.len], head.body.is_done());
+        }
         exchange.frame();
         exchange
     }
@@ -110,14 +114,16 @@ impl<'a> Exchange<'a> {
     /// Moves `ready` over what has come of the body. A body that breaks the grammar ends here: the local server gets
     /// what there was and then the end, and judges for itself.
     fn frame(&mut self) {
-        let have = &self.relay.up.buf[self.ready..];
-        match self.body.take(have) {
-            Ok(taken) => self.ready += taken,
-            Err(_) => {
-                self.ready += have.len();
-                self.relay.up.eof = true;
-            }
+        let Up { buf, taps, eof, .. } = &mut self.relay.up;
+        let have = &buf[self.ready..];
+        let framed = self.body.take(have).unwrap_or_else(|_| {
+            *eof = true;
+            have.len()
+        });
+        if let Some(taps) = taps {
+            taps.copy(&have[..framed], self.body.is_done());
         }
+        self.ready += framed;
     }
 
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Outcome, End>> {

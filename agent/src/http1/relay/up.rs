@@ -8,7 +8,10 @@ use std::{
 };
 
 use bytes::BytesMut;
-use sluice_protocol::rules::matcher::Rule;
+use sluice_protocol::{
+    rules::matcher::{Fits, Rule},
+    stream::Kind,
+};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{Event, READ, Relay, poll_flush};
@@ -22,6 +25,7 @@ use crate::{
     },
     http2,
     metrics::Decision,
+    wiretap::RequestTaps,
 };
 
 /// Requests that may be under way to the app before the caller is no longer read.
@@ -40,6 +44,8 @@ pub(in crate::http1) struct Up {
     stop: Option<Stop>,
     /// A head has been read: what follows is HTTP/1.
     pub(super) begun: bool,
+    /// The copies of the requests that wiretaps see, from the first one on.
+    pub(in crate::http1) taps: Option<Box<RequestTaps>>,
     /// The next head goes to the app, whatever the rules say: its client could not take it.
     pub(in crate::http1) pass_next: bool,
     /// A request to switch to this protocol is with the app; what follows it depends on the answer.
@@ -181,7 +187,12 @@ impl Relay {
         while at < bytes.len() {
             if !up.body.is_done() {
                 match up.body.take(&bytes[at..]) {
-                    Ok(taken) => at += taken,
+                    Ok(taken) => {
+                        if let Some(taps) = &mut up.taps {
+                            taps.copy(&bytes[at..at + taken], up.body.is_done());
+                        }
+                        at += taken;
+                    }
                     Err(doubt) => {
                         up.stop = Some(Stop::Raw(doubt));
                         return at;
@@ -215,13 +226,19 @@ impl Relay {
                     up.stop = Some(Stop::Raw(Doubt::AppFirst));
                     return at;
                 }
-                Parsed::Head((head, Some(rule))) => {
+                Parsed::Head((head, Fits { taken_by, copied_to })) => {
                     up.begun = true;
-                    up.stop = Some(Stop::Match(rule, head));
-                    return at;
-                }
-                Parsed::Head((head, None)) => {
-                    up.begun = true;
+                    if !copied_to.is_empty() {
+                        let open = |rule: &Rule| self.steered.open(rule, Kind::Http);
+                        up.taps.get_or_insert_default().begin(&self.steered.shared, copied_to, open);
+                    }
+                    if let Some(rule) = taken_by {
+                        up.stop = Some(Stop::Match(rule, head));
+                        return at;
+                    }
+                    if let Some(taps) = &mut up.taps {
+                        taps.copy(&rest[..head.len], head.body.is_done());
+                    }
                     up.upgrading = head.upgrade;
                     up.body = head.body;
                     down.answers.expect(head.kind, up.upgrading != Upgrade::None);
@@ -239,7 +256,7 @@ impl Relay {
 // === impl Up ===
 
 impl Up {
-    fn head(&mut self, rest: &[u8], steered: &Steered) -> Parsed<(RequestHead, Option<Arc<Rule>>)> {
+    fn head(&mut self, rest: &[u8], steered: &Steered) -> Parsed<(RequestHead, Fits)> {
         if self.scan != HeadScan::default() {
             match self.scan.advance(rest) {
                 Scanned::Partial if rest.len() >= MAX_HEAD => return Parsed::Doubt(Doubt::TooLarge),
@@ -249,7 +266,7 @@ impl Up {
             }
         }
         let pass = self.pass_next;
-        match parse_request(rest, |view| if pass { None } else { steered.decide(view) }) {
+        match parse_request(rest, |view| if pass { Fits::default() } else { steered.decide(view) }) {
             Parsed::Partial => match self.scan.advance(rest) {
                 Scanned::Partial => Parsed::Partial,
                 Scanned::Doubt(doubt) => Parsed::Doubt(doubt),
