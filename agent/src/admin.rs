@@ -6,7 +6,7 @@ use std::{
     convert::Infallible,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -29,10 +29,11 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 
 use crate::{
+    app::Before,
     connection::Shared,
     hub::ClientStatus,
     kernel::{Held, Kernel, KernelCounters, ReadError},
-    metrics::Decision,
+    metrics::{Decision, Outcome},
 };
 
 /// Pause between two questions whether an agent is ready.
@@ -43,6 +44,7 @@ const ASK_AGAIN: Duration = Duration::from_millis(20);
 pub(crate) struct Admin {
     pub(crate) shared: Arc<Shared>,
     pub(crate) kernel: Arc<Mutex<Kernel>>,
+    pub(crate) before: Arc<Mutex<Before>>,
     pub(crate) key_hash: KeyHash,
     pub(crate) tunnel: SocketAddr,
     pub(crate) rules: Arc<Mutex<RulesStatus>>,
@@ -78,12 +80,17 @@ struct KernelStatus {
     attached: bool,
     ports: Vec<PortStatus>,
     exempt: Vec<ipnet::IpNet>,
+    /// Why connections from before were not reset although a rule asks for it.
+    reset_error: Option<String>,
 }
 
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct PortStatus {
     port: u16,
     protocol: String,
+    /// Open since before it was steered, and so not taken.
+    existing_connections: usize,
 }
 
 #[derive(Serialize)]
@@ -101,6 +108,8 @@ struct Counters {
     rejected: u64,
     failed: u64,
     wires: u64,
+    copied: u64,
+    lost: u64,
     keys_refused: u64,
 }
 
@@ -148,6 +157,13 @@ impl Admin {
         Ok((kernel.held()?, kernel.counters()?))
     }
 
+    /// Connections from before, as they are now.
+    fn before(&self) -> MutexGuard<'_, Before> {
+        let mut before = self.before.lock().unwrap_or_else(PoisonError::into_inner);
+        before.look();
+        before
+    }
+
     fn metrics(&self) -> Result<Response<Full<Bytes>>, ReadError> {
         let (held, kernel) = self.kernel()?;
         let mut body = String::new();
@@ -171,6 +187,10 @@ impl Admin {
         );
         add("kernel_attached", "gauge", "Whether the kernel program is attached", u64::from(held.attached));
         add("kernel_ports", "gauge", "Ports that the kernel steers", held.ports.len() as u64);
+        let before = self.before();
+        let existing: usize = held.ports.iter().map(|port| before.existing.count(port.port)).sum();
+        drop(before);
+        add("kernel_existing", "gauge", "Connections from before their port was steered", existing as u64);
         add("clients", "gauge", "Clients that are connected", self.shared.hub.clients().len() as u64);
         // The encoder ends its text with this line; what was added must come before it.
         let mut body = body.replace("# EOF\n", "");
@@ -184,7 +204,12 @@ impl Admin {
     fn status(&self) -> Result<Response<Full<Bytes>>, ReadError> {
         let (held, kernel) = self.kernel()?;
         let metrics = &self.shared.metrics;
-        let ports = held.ports.iter().map(|p| PortStatus { port: p.port, protocol: p.protocol.to_string() });
+        let before = self.before();
+        let ports = held.ports.iter().map(|p| PortStatus {
+            port: p.port,
+            protocol: p.protocol.to_string(),
+            existing_connections: before.existing.count(p.port),
+        });
         let status = Status {
             version: env!("CARGO_PKG_VERSION"),
             key_hash: self.key_hash,
@@ -194,6 +219,7 @@ impl Admin {
                 attached: held.attached,
                 ports: ports.collect(),
                 exempt: held.exempt.into_iter().collect(),
+                reset_error: before.error.clone(),
             },
             clients: self.shared.hub.clients(),
             counters: Counters {
@@ -209,6 +235,8 @@ impl Admin {
                 rejected: metrics.requests(Decision::Rejected),
                 failed: metrics.requests(Decision::Failed),
                 wires: metrics.wires(),
+                copied: metrics.copies(Outcome::Sent),
+                lost: metrics.copies(Outcome::Lost),
                 keys_refused: metrics.keys_refused(),
             },
         };

@@ -35,16 +35,19 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     admin::{Admin, RulesStatus},
+    caller::Caller,
     config::Config,
     connection::{Shared, Steered},
     control::{Control, Settings},
     dialer::{AppDialer, is_own_source},
+    existing::Existing,
     forwarded, gateway,
     hub::{Admission, Hub},
     kernel::{Kernel, LoadError, LoadOptions, PortKey, Protocol},
     limits,
     metrics::Metrics,
     rules_file::{RulesFile, RulesFileError},
+    wiretap::Wiretaps,
 };
 
 /// How long a closed QUIC endpoint may take to tell its peers.
@@ -61,10 +64,14 @@ pub enum StartError {
     Rules(#[source] RulesFileError),
 }
 
+/// How long after a change of the rules what is unclear about connections from before is looked at again.
+const CLEARING: Duration = Duration::from_millis(100);
+
 /// Makes rules come into force, in the agent and in the kernel.
 struct Rules {
     shared: Arc<Shared>,
     kernel: Arc<Mutex<Kernel>>,
+    before: Arc<Mutex<Before>>,
     admission: Arc<Admission>,
     status: Arc<Mutex<RulesStatus>>,
     /// What of the controller is in force.
@@ -72,6 +79,16 @@ struct Rules {
     /// Whether there are rules, if only to intercept nothing.
     ready: Arc<AtomicBool>,
     news_tx: watch::Sender<()>,
+}
+
+/// Connections from before the rules.
+#[derive(Debug, Default)]
+pub(crate) struct Before {
+    pub(crate) existing: Existing,
+    /// Ports on which they are to be reset.
+    reset: BTreeSet<u16>,
+    /// Why they were not.
+    pub(crate) error: Option<String>,
 }
 
 /// Where rules come from.
@@ -133,6 +150,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         hub: Arc::new(Hub::new(news_tx.clone())),
         dialer: AppDialer::new(),
         metrics,
+        wiretaps: Wiretaps::default(),
         stopping: CancellationToken::new(),
     });
     let server = tls::server_config(&identity, admission.clone())?;
@@ -146,6 +164,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let rules = Rules {
         shared: shared.clone(),
         kernel: Arc::new(Mutex::new(kernel)),
+        before: Arc::default(),
         admission: admission.clone(),
         status: Arc::default(),
         assigned: Arc::default(),
@@ -170,6 +189,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let admin = Arc::new(Admin {
         shared: shared.clone(),
         kernel: rules.kernel.clone(),
+        before: rules.before.clone(),
         key_hash: identity.hash(),
         tunnel: tunnel_address,
         rules: rules.status.clone(),
@@ -193,6 +213,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             biased;
             () = stop.asked() => break,
             () = source.follow(&rules) => {}
+            () = tokio::time::sleep(CLEARING), if lock(&rules.before).existing.is_unclear() => {
+                lock(&rules.before).look();
+                rules.news_tx.send_replace(());
+            }
         }
     }
 
@@ -206,6 +230,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     cut.cancel();
     connections.wait().await;
+    shared.wiretaps.stop().await;
     let bye = CloseCode::AgentStopping;
     tunnel.close(bye.code(), bye.to_string().as_bytes());
     // Clients that are not told find out by themselves.
@@ -299,7 +324,7 @@ fn take(shared: &Arc<Shared>, caller: TcpStream, peer: SocketAddr, listener_port
     }
     caller.set_nodelay(true).ok()?;
     let peer = canonical(peer);
-    Some(Steered { shared: shared.clone(), caller, peer, destination, port: destination.port() })
+    Some(Steered { shared: shared.clone(), caller: Caller::new(caller), peer, destination, port: destination.port() })
 }
 
 /// An IPv4 address as such, also where it came through an IPv6 socket.
@@ -374,7 +399,7 @@ impl Rules {
 
     /// What there is to report to the controller, whenever it is called.
     fn report(&self, key_hash: KeyHash, tunnel_port: u16) -> Box<dyn Fn() -> Report + Send + Sync> {
-        let (shared, kernel) = (self.shared.clone(), self.kernel.clone());
+        let (shared, kernel, before) = (self.shared.clone(), self.kernel.clone(), self.before.clone());
         let (assigned, status) = (self.assigned.clone(), self.status.clone());
         Box::new(move || {
             let held = lock(&kernel).held();
@@ -382,6 +407,8 @@ impl Rules {
                 let key = PortKey { port, protocol: Protocol::Tcp };
                 held.as_ref().is_ok_and(|held| held.attached && held.ports.contains(&key))
             };
+            let mut before = lock(&before);
+            before.look();
             let assigned = lock(&assigned);
             let intercepts = assigned.intercepts.iter().map(|assigned| {
                 let rule = &assigned.rule;
@@ -392,6 +419,8 @@ impl Rules {
                     programmed: ports().all(has),
                     connected: shared.hub.is_connected(&rule.client.key_hash),
                     counters: shared.metrics.counters(&rule.name, ports()),
+                    existing_connections: ports().map(|port| before.existing.count(port) as u64).sum(),
+                    reset_error: before.error.clone().filter(|_| rule.reset_existing),
                 }
             });
             Report {
@@ -409,15 +438,21 @@ impl Rules {
     fn apply(&self, file: &RuleFile) -> anyhow::Result<()> {
         let set = RuleSet::compile(file)?;
         let ports: BTreeSet<PortKey> = set.ports().map(|port| PortKey { port, protocol: Protocol::Tcp }).collect();
+        let set_ports: BTreeSet<u16> = set.ports().collect();
+        let resetting = file.intercepts.iter().filter(|intercept| intercept.reset_existing);
+        let reset = resetting.flat_map(|intercept| intercept.ports.iter().map(|port| port.port.get())).collect();
         let keys: BTreeSet<_> = file.intercepts.iter().map(|i| i.client.key_hash).collect();
         let before = self.shared.rules.swap(Arc::new(set));
         if let Err(error) = lock(&self.kernel).apply(&ports, &file.exempt) {
             self.shared.rules.store(before);
             return Err(anyhow::Error::from(error).context("the kernel does not take the rules"));
         }
+        // Only now: what had come in between would have been missed by both.
+        lock(&self.before).change(&set_ports, reset, &file.exempt);
         self.admission.allow(keys.clone());
         self.shared.hub.keep_only(&keys);
         let named = |name: &str| file.intercepts.iter().any(|intercept| intercept.name == name);
+        self.shared.wiretaps.keep_only(named);
         self.shared.metrics.keep_only(named, |port| ports.iter().any(|key| key.port == port));
         let mut status = lock(&self.status);
         status.generation += 1;
@@ -430,6 +465,36 @@ impl Rules {
             "rules in force"
         );
         Ok(())
+    }
+}
+
+// === impl Before ===
+
+impl Before {
+    /// These ports are steered now; those of `reset` belong to rules that want none of these connections.
+    fn change(&mut self, ports: &BTreeSet<u16>, reset: BTreeSet<u16>, exempt: &[ipnet::IpNet]) {
+        self.reset = reset;
+        self.error = None;
+        if let Err(error) = self.existing.steered(ports, exempt) {
+            tracing::warn!(%error, "the kernel does not tell which connections were open before");
+        }
+        self.look();
+    }
+
+    /// Sees which of them are left, and resets those that are not wanted.
+    pub(crate) fn look(&mut self) {
+        if let Err(error) = self.existing.look() {
+            tracing::warn!(%error, "the kernel does not tell which connections are still open");
+        }
+        // What failed once fails again, until the rules change.
+        if self.error.is_some() {
+            return;
+        }
+        let failed = self.reset.iter().try_for_each(|&port| self.existing.reset(port)).err();
+        self.error = failed.map(|error| format!("{:#}", anyhow::Error::from(error)));
+        if let Some(error) = &self.error {
+            tracing::error!(error, "connections from before stay with the app");
+        }
     }
 }
 

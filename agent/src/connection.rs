@@ -11,7 +11,7 @@ use sluice_protocol::{
     join::join,
     rules::{
         OnUnavailable,
-        matcher::{Request, Rule, RuleSet},
+        matcher::{Fits, Request, Rule, RuleSet},
     },
     stream::{Kind, Open},
 };
@@ -19,10 +19,12 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    caller::Caller,
     dialer::{AppDialer, DialError},
     http1,
     hub::Hub,
     metrics::{ConnectionMode, Decision, Metrics},
+    wiretap::{ConnectionTaps, Wiretaps},
 };
 
 /// Why a connection ended before both sides had sent their last byte.
@@ -56,6 +58,8 @@ pub struct Shared {
     pub dialer: AppDialer,
     /// What is counted.
     pub metrics: Metrics,
+    /// Copies that are under way.
+    pub wiretaps: Wiretaps,
     /// Cancelled when the agent is being stopped: what can ask its peers to come again elsewhere does.
     pub stopping: CancellationToken,
 }
@@ -64,7 +68,7 @@ pub struct Shared {
 #[derive(Debug)]
 pub(crate) struct Steered {
     pub(crate) shared: Arc<Shared>,
-    pub(crate) caller: TcpStream,
+    pub(crate) caller: Caller,
     /// Who called.
     pub(crate) peer: SocketAddr,
     /// Whom it called.
@@ -77,20 +81,32 @@ pub(crate) struct Steered {
 
 impl Steered {
     /// Serves it until it ends, whatever its port's rules are.
-    pub(crate) async fn serve(self) -> Result<(), End> {
+    pub(crate) async fn serve(mut self) -> Result<(), End> {
         self.shared.metrics.steered(self.port);
-        let rules = self.shared.rules.load();
-        let all_tcp = rules.port(self.port).map(|rules| rules.all_tcp().cloned());
-        drop(rules);
+        let (mut all_tcp, mut http, mut copied) = (None, false, false);
+        if let Some(rules) = self.shared.rules.load().port(self.port) {
+            (all_tcp, http) = (rules.all_tcp().cloned(), rules.has_http());
+            if !rules.tcp_wiretaps().is_empty() {
+                copied = true;
+                let open = |rule: &Rule| self.open(rule, Kind::Tcp);
+                let taps = ConnectionTaps::new(&self.shared, rules.tcp_wiretaps(), open);
+                self.caller.copy_to(taps);
+            }
+        }
         let metrics = &self.shared.metrics;
         match all_tcp {
-            Some(Some(rule)) => {
+            Some(rule) => {
                 metrics.connection(ConnectionMode::Tcp);
                 Box::pin(self.divert_all(&rule)).await
             }
-            Some(None) => {
+            None if http => {
                 metrics.connection(ConnectionMode::Http);
                 Box::pin(http1::serve(self)).await
+            }
+            None if copied => {
+                metrics.connection(ConnectionMode::Tcp);
+                metrics.request(Decision::Passed);
+                Box::pin(self.pass_all()).await
             }
             // The rules have gone while the connection was on its way.
             None => {
@@ -100,9 +116,9 @@ impl Steered {
         }
     }
 
-    /// The first HTTP rule of the port that `request` fits, by the rules in force now.
-    pub(crate) fn decide(&self, request: &impl Request) -> Option<Arc<Rule>> {
-        self.shared.rules.load().port(self.port)?.decide(request).cloned()
+    /// The HTTP rules of the port that `request` fits, of those in force now.
+    pub(crate) fn decide(&self, request: &impl Request) -> Fits {
+        self.shared.rules.load().port(self.port).map(|rules| rules.decide(request)).unwrap_or_default()
     }
 
     /// Connects to the app; where it takes no connection, the caller gets the reset that the app's kernel would send.
@@ -123,6 +139,7 @@ impl Steered {
             port: self.port,
             peer: self.peer,
             destination: self.destination,
+            copy: false,
         }
     }
 

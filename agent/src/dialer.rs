@@ -22,7 +22,6 @@ use sluice_ebpf_common as abi;
 use tokio::net::TcpStream;
 
 mod listening;
-mod netlink;
 mod route;
 mod socket;
 mod source;

@@ -6,6 +6,7 @@
 //! nothing here looks inside a body.
 
 mod body;
+mod copying;
 mod laptop;
 mod request;
 mod upgrade;
@@ -29,7 +30,10 @@ use tokio::{
 };
 
 use self::{laptop::Laptops, request::Exchange};
-use crate::connection::{End, Shared, Steered};
+use crate::{
+    caller::Caller,
+    connection::{End, Shared, Steered},
+};
 
 /// What a client sends first (RFC 9113 §3.4).
 pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -72,6 +76,8 @@ struct Upstreams {
     steered: SteeredBy,
     app: h2::client::SendRequest<Bytes>,
     laptops: Laptops,
+    /// For wiretaps. With an owner of their own: copies may be under way when the caller has gone.
+    wiretaps: Arc<Laptops>,
 }
 
 /// A [`Steered`] whose socket has gone to the HTTP/2 server.
@@ -134,7 +140,7 @@ pub(crate) async fn serve(steered: Steered, app: TcpStream, greeting: Bytes, pre
     let (caller, by) = SteeredBy::new(steered);
     let app = Prefixed { prefix: greeting, inner: app };
     let (app, connection) = client().handshake(app).await.map_err(into_app)?;
-    let upstreams = Upstreams { steered: by, app, laptops: Laptops::default() };
+    let upstreams = Upstreams { steered: by, app, laptops: Laptops::default(), wiretaps: Arc::default() };
     Box::pin(run(Prefixed { prefix, inner: caller }, upstreams, connection, None)).await
 }
 
@@ -155,14 +161,20 @@ pub(crate) async fn serve_switched(
     match switched {
         Switched::App(app) => {
             let (app, connection, answer) = upgrade::resume(app, first).await.map_err(into_app)?;
-            let upstreams = Upstreams { steered: by, app, laptops: Laptops::default() };
+            let upstreams = Upstreams { steered: by, app, laptops: Laptops::default(), wiretaps: Arc::default() };
             Box::pin(run(caller, upstreams, connection, Some(answer))).await
         }
         Switched::Laptop { rule, stream, app } => {
             let (requests, connection, answer) = upgrade::resume(stream, first).await.map_err(into_laptop)?;
             let laptops = Laptops::with(&rule, requests, connection);
             let (app, connection) = client().handshake(app).await.map_err(into_app)?;
-            Box::pin(run(caller, Upstreams { steered: by, app, laptops }, connection, Some(answer))).await
+            Box::pin(run(
+                caller,
+                Upstreams { steered: by, app, laptops, wiretaps: Arc::default() },
+                connection,
+                Some(answer),
+            ))
+            .await
         }
     }
 }
@@ -171,7 +183,7 @@ pub(crate) async fn serve_switched(
 /// the connections as well, and for the others. `answer` is the one that is under way for the request that switched it: the
 /// first one that the server sees.
 async fn run<A: AsyncRead + AsyncWrite + Unpin>(
-    caller: Prefixed<TcpStream>,
+    caller: Prefixed<Caller>,
     upstreams: Upstreams,
     mut app_connection: h2::client::Connection<A>,
     mut answer: Option<h2::client::ResponseFuture>,
@@ -289,7 +301,7 @@ fn into_laptop(error: h2::Error) -> End {
 // === impl SteeredBy ===
 
 impl SteeredBy {
-    fn new(steered: Steered) -> (TcpStream, Self) {
+    fn new(steered: Steered) -> (Caller, Self) {
         let Steered { shared, caller, peer, destination, port } = steered;
         (caller, Self { shared, peer, destination, port })
     }

@@ -42,6 +42,15 @@ pub enum Decision {
     Failed,
 }
 
+/// What became of a copy for a wiretap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// All of it is with the client.
+    Sent,
+    /// The client was away or too slow, or the caller broke off.
+    Lost,
+}
+
 /// All counters of an agent. Clones count into the same ones.
 #[derive(Debug, Clone)]
 pub struct Metrics(Arc<Inner>);
@@ -53,6 +62,7 @@ struct Inner {
     open: Gauge,
     requests: [Counter; 5],
     wires: [Counter; Doubt::ALL.len()],
+    copies: [Counter; 2],
     app_unreachable: Counter,
     loops: Counter,
     keys_refused: Counter,
@@ -67,8 +77,15 @@ struct Inner {
 struct Tallies {
     /// Connections that were steered, by port.
     ports: BTreeMap<u16, u64>,
-    /// Decisions, by the intercept's name.
-    intercepts: BTreeMap<String, [u64; 5]>,
+    /// By the intercept's name.
+    intercepts: BTreeMap<String, Tally>,
+}
+
+/// What is counted for one intercept.
+#[derive(Debug, Clone, Copy, Default)]
+struct Tally {
+    decisions: [u64; 5],
+    copies: [u64; 2],
 }
 
 /// Counts a connection as open until dropped.
@@ -95,11 +112,14 @@ impl Metrics {
         );
         let wires = Family::<Label, Counter>::default();
         registry.register("wires", "Connections passed on as bytes from some point on, by reason", wires.clone());
+        let copies = Family::<Label, Counter>::default();
+        registry.register("copies", "Copies for wiretaps, by what became of them", copies.clone());
         let mode = |mode| connections.get_or_create_owned(&[("mode", mode)]);
         let decision = |decision| requests.get_or_create_owned(&[("decision", decision)]);
         let connections = ["tcp", "http", "passed"].map(mode);
         let requests = ["passed", "diverted", "unavailable_passed", "rejected", "failed"].map(decision);
         let wires = Doubt::ALL.map(|doubt| wires.get_or_create_owned(&[("reason", doubt.name())]));
+        let copies = ["sent", "lost"].map(|outcome| copies.get_or_create_owned(&[("outcome", outcome)]));
         let mut counter = |name, help: &str| {
             let counter = Counter::default();
             registry.register(name, help, counter.clone());
@@ -122,6 +142,7 @@ impl Metrics {
             open,
             requests,
             wires,
+            copies,
             app_unreachable,
             loops,
             keys_refused,
@@ -147,11 +168,21 @@ impl Metrics {
     /// A request, or a connection, that fits `rule`.
     pub(crate) fn rule(&self, rule: &Rule, decision: Decision) {
         self.request(decision);
+        self.tally(rule, |tally| tally.decisions[decision as usize] += 1);
+    }
+
+    /// A copy for the wiretap `rule` has come to its end.
+    pub(crate) fn copy(&self, rule: &Rule, outcome: Outcome) {
+        self.0.copies[outcome as usize].inc();
+        self.tally(rule, |tally| tally.copies[outcome as usize] += 1);
+    }
+
+    fn tally(&self, rule: &Rule, count: impl FnOnce(&mut Tally)) {
         let mut tallies = self.tallies();
         // Looked up first, so that only the first one of an intercept copies its name.
         match tallies.intercepts.get_mut(&rule.intercept.name) {
-            Some(counts) => counts[decision as usize] += 1,
-            None => tallies.intercepts.entry(rule.intercept.name.clone()).or_default()[decision as usize] += 1,
+            Some(tally) => count(tally),
+            None => count(tallies.intercepts.entry(rule.intercept.name.clone()).or_default()),
         }
     }
 
@@ -164,14 +195,16 @@ impl Metrics {
     /// those of other intercepts on them.
     pub(crate) fn counters(&self, name: &str, ports: impl Iterator<Item = u16>) -> Counters {
         let tallies = self.tallies();
-        let counts = tallies.intercepts.get(name).copied().unwrap_or_default();
-        let of = |decision: Decision| counts[decision as usize];
+        let Tally { decisions, copies } = tallies.intercepts.get(name).copied().unwrap_or_default();
+        let of = |decision: Decision| decisions[decision as usize];
         Counters {
             steered: ports.filter_map(|port| tallies.ports.get(&port)).sum(),
-            matched: counts.iter().sum(),
+            matched: decisions.iter().chain(&copies).sum(),
             taken: of(Decision::Diverted) + of(Decision::Failed),
             passed_through: of(Decision::UnavailablePassed),
             rejected: of(Decision::Rejected),
+            copied: copies[Outcome::Sent as usize],
+            lost: copies[Outcome::Lost as usize],
         }
     }
 
@@ -241,6 +274,12 @@ impl Metrics {
     #[must_use]
     pub fn wires(&self) -> u64 {
         self.0.wires.iter().map(Counter::get).sum()
+    }
+
+    /// How many copies for wiretaps had this outcome.
+    #[must_use]
+    pub fn copies(&self, outcome: Outcome) -> u64 {
+        self.0.copies[outcome as usize].get()
     }
 
     /// How many clients were refused for their key.

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod backoff;
+mod copying;
 mod dial;
 mod forward;
 mod ports;

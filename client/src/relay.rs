@@ -24,6 +24,7 @@ use sluice_protocol::stream::write_reply;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
+use crate::copying;
 use crate::ports::Ports;
 use crate::target::LocalHost;
 
@@ -78,6 +79,7 @@ impl Relay {
             Err(_) => return tracing::warn!("the agent opened a stream and did not say what for"),
         };
         match self.connect(&open).await {
+            Ok(local) if open.copy => copy(stream, local, &open).await,
             Ok(local) => relay(stream, local, &open).await,
             Err(refused) => {
                 self.tell(&open, &refused);
@@ -185,6 +187,20 @@ async fn relay(mut stream: QuicDuplex, mut local: TcpStream, open: &Open) {
         %ended,
         "relayed a connection"
     );
+}
+
+/// Gives the local process a copy. What it answers goes nowhere.
+async fn copy(mut stream: QuicDuplex, mut local: TcpStream, open: &Open) {
+    if let Err(error) = write_reply(&mut stream, &Reply::Accepted).await {
+        return tracing::debug!(reason = %Chain(&error), "the agent gave up before the local port answered");
+    }
+    let outcome = copying::copy(&mut stream, &mut local, open.kind).await;
+    stream.finish();
+    let ended: &dyn fmt::Display = match &outcome {
+        Ok(()) => &"finished",
+        Err(error) => error,
+    };
+    tracing::debug!(intercept = open.intercept, peer = %open.peer, port = open.port, %ended, "relayed a copy");
 }
 
 async fn refuse(mut stream: QuicDuplex, reason: RefusedReason, error: &(dyn Error + Sync)) {

@@ -82,11 +82,14 @@ pub struct KernelStatus {
 
 /// A port that is steered.
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct PortStatus {
     /// Its number.
     pub port: u16,
     /// `TCP` or `UDP`.
     pub protocol: String,
+    /// Connections that were open before and are not taken.
+    pub existing_connections: usize,
 }
 
 /// A connected client.

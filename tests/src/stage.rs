@@ -103,6 +103,13 @@ impl Rule {
         self
     }
 
+    /// The same with another field, such as `mode` or `match`.
+    #[must_use]
+    pub fn with(mut self, field: &str, value: Value) -> Self {
+        self.intercept[field] = value;
+        self
+    }
+
     /// The text of a rules file with these intercepts.
     pub fn file(rules: &[Self]) -> String {
         let intercepts: Vec<_> = rules.iter().map(|rule| &rule.intercept).collect();

@@ -4,20 +4,30 @@
 //! is refused. Runs in admission, where it gives the person an answer at once, and in the controller, which has the last
 //! word: two that are created in the same moment do not see each other in admission. What it does not do: look at pods.
 //!
+//! Two overlap when some request fits both, with one exception: a request that carries a header, or a baggage member, more
+//! than once counts for this only where one of the two itself has several conditions on it. Any occurrence may fit a
+//! condition, so without the exception `x-user=adam` and `x-user=bertil` could not exist side by side. What carries both is
+//! the older one's (more precisely: it goes by the order of rules). A regular expression counts as one that something fits.
+//!
 //! | one | the other | |
 //! |---|---|---|
 //! | all TCP | anything on that port | overlap |
-//! | `x-user=adam` | `x-user=bertil` | disjoint: of a request with both, each is as much the owner; the older wins |
+//! | `x-user=adam` | `x-user=bertil` | disjoint, by the exception |
 //! | `x-user=adam` | `x-user=adam`, path `/v1` | overlap |
 //! | `x-user=adam` | `x-team=a` | overlap: a request may have both |
 //! | `x-user=adam` | `x-user~=a.*` | overlap, since `adam` fits |
 //! | `x-user=bertil` | `x-user~=a.*` | disjoint, since `bertil` does not fit |
 //! | `x-user~=a.*` | `x-user~=b.*` | undecided: use exact values |
+//! | `x=1` and `x=2` | `x=1` | overlap: who has to send `x` twice for one is for both |
+//! | member `sluice=adam` | member `sluice=bertil` | disjoint, by the exception |
+//! | member `sluice=adam` | member `team=a`, `x-user=adam` | overlap: a request may have both |
+//! | member `sluice=adam` | header `baggage` | overlap: the header may come in several parts |
 //! | path `/v1` | path `/v2` | disjoint |
 //! | path `/v1` | path `/v1/x` | overlap |
 //! | path exactly `/v1` | path exactly `/v1/` | disjoint |
 //! | path `~/v1/.*` | path prefix `/v2` | undecided |
 //! | method `GET` | method `POST` | disjoint |
+//! | a wiretap | anything | disjoint: it takes nothing |
 //! | port 8080 | port 8081 | disjoint |
 //! | port 8080 | port `http` | undecided: use numbers |
 //! | Deployment `web` | StatefulSet `web` | disjoint |
@@ -25,7 +35,9 @@
 
 use kube::ResourceExt as _;
 use sluice_api::{Intercept, InterceptPort, InterceptSpec, PortRef, Target, TargetKind};
-use sluice_protocol::rules::{HeaderMatch, Match, MatchType, PathMatch, PathMatchType, PatternError, matcher};
+use sluice_protocol::rules::{
+    BaggageMatch, HeaderMatch, Match, MatchType, Mode, PathMatch, PathMatchType, PatternError, matcher,
+};
 
 use std::fmt;
 
@@ -35,9 +47,9 @@ const GENERATED_BASE: usize = 58;
 /// How two Intercepts are to each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Relation {
-    /// No request is for both.
+    /// No request is for both to answer.
     Disjoint,
-    /// Some request is for both.
+    /// Some request is for both to answer.
     Overlap,
     /// It cannot be told without looking at pods or comparing expressions.
     Undecided(Doubt),
@@ -90,6 +102,9 @@ pub fn conflict<'a>(new: &Intercept, others: impl IntoIterator<Item = &'a Interc
 /// How two specifications in one namespace are to each other.
 #[must_use]
 pub fn relation(a: &InterceptSpec, b: &InterceptSpec) -> Relation {
+    if a.mode == Mode::Wiretap || b.mode == Mode::Wiretap {
+        return Relation::Disjoint;
+    }
     [targets(&a.target, &b.target), ports(&a.ports, &b.ports), matches(&a.matches, &b.matches)]
         .into_iter()
         .fold(Relation::Overlap, Relation::and)
@@ -137,17 +152,23 @@ fn matches(a: &Match, b: &Match) -> Relation {
         (Some(a), Some(b)) => paths(a, b).unwrap_or(Relation::Undecided(Doubt::Path)),
         _ => Relation::Overlap,
     };
-    let pairs = a.headers.iter().flat_map(|a| b.headers.iter().map(move |b| (a, b)));
-    let comparable = |(one, _): &(&HeaderMatch, &HeaderMatch)| {
-        // A rule with two conditions on one header wants the header twice, so that nothing follows from one of them.
-        let once = |rule: &Match| rule.headers.iter().filter(|header| header.name() == one.name()).count() == 1;
-        once(a) && once(b)
-    };
-    pairs
-        .filter(|(a, b)| a.name() == b.name())
-        .filter(comparable)
-        .map(|(a, b)| headers(a, b).unwrap_or(Relation::Undecided(Doubt::Header)))
-        .fold(method.and(path), Relation::and)
+    let headers = comparable(&a.headers, &b.headers, HeaderMatch::name)
+        .map(|(a, b)| headers(a, b).unwrap_or(Relation::Undecided(Doubt::Header)));
+    let members =
+        comparable(&a.baggage, &b.baggage, BaggageMatch::name).map(|(a, b)| Relation::certain(a.value() == b.value()));
+    headers.chain(members).fold(method.and(path), Relation::and)
+}
+
+/// Conditions of both on the same name. A rule with two conditions on one name wants it twice, so that nothing follows from
+/// one of them.
+fn comparable<'m, T, N: PartialEq + ?Sized>(
+    a: &'m [T],
+    b: &'m [T],
+    name: fn(&T) -> &N,
+) -> impl Iterator<Item = (&'m T, &'m T)> {
+    let once = move |all: &[T], wanted: &T| all.iter().filter(|one| name(one) == name(wanted)).count() == 1;
+    let pairs = a.iter().flat_map(move |one| b.iter().map(move |other| (one, other)));
+    pairs.filter(move |(one, other)| name(one) == name(other) && once(a, one) && once(b, other))
 }
 
 fn headers(a: &HeaderMatch, b: &HeaderMatch) -> Result<Relation, PatternError> {

@@ -97,6 +97,12 @@ pub struct Held {
     /// What was counted for it.
     #[serde(default)]
     pub counters: Counters,
+    /// Connections to its ports that were open before these were steered, and so are not taken.
+    #[serde(default)]
+    pub existing_connections: u64,
+    /// Why they were not reset although it asks for that; in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reset_error: Option<String>,
 }
 
 /// What an agent has counted for one intercept since it holds it.
@@ -119,6 +125,12 @@ pub struct Counters {
     /// Those that were refused because the client could not take them.
     #[cfg_attr(feature = "schema", schemars(schema_with = "count"))]
     pub rejected: u64,
+    /// Those that a wiretap's client got a copy of.
+    #[cfg_attr(feature = "schema", schemars(schema_with = "count"))]
+    pub copied: u64,
+    /// Those whose copy was lost: the client was away or too slow, or the caller broke off.
+    #[cfg_attr(feature = "schema", schemars(schema_with = "count"))]
+    pub lost: u64,
 }
 
 /// Why lines cannot be read on.

@@ -12,11 +12,13 @@ use serde_saphyr::Spanned;
 
 use crate::key::KeyHash;
 
+mod baggage;
 pub mod matcher;
 mod pattern;
 #[cfg(feature = "schema")]
 mod schema;
 
+pub use baggage::BaggageMatch;
 pub use pattern::{HeaderMatch, HeaderName, MatchType, Method, PathMatch, PathMatchType, PatternError};
 
 /// Most bytes a rules file may have: far above any real one, low enough that a wrong path cannot fill the memory.
@@ -56,6 +58,16 @@ pub enum RulesError {
         /// Its line, from 1.
         line: u64,
     },
+    /// A wiretap takes nothing, so there is nothing to reject.
+    #[error(
+        "line {line}: intercept {name:?} is a wiretap and rejects nothing: leave out `onUnavailable`, since the app answers"
+    )]
+    WiretapRejects {
+        /// The intercept.
+        name: String,
+        /// Its line, from 1.
+        line: u64,
+    },
     /// Larger than [`MAX_FILE_BYTES`].
     #[error("{bytes} bytes: a rules file has at most {MAX_FILE_BYTES}")]
     TooLarge {
@@ -92,9 +104,19 @@ pub struct Intercept {
     /// Which HTTP requests; left out (or without any condition) all TCP connections.
     #[serde(rename = "match", default, skip_serializing_if = "Match::is_empty")]
     pub matches: Match,
-    /// What happens with what matches while its client cannot take it.
+    /// Whether its client answers, or only sees.
+    #[serde(default, skip_serializing_if = "Mode::is_intercept")]
+    pub mode: Mode,
+    /// What happens with what matches while its client cannot take it. Nothing that a wiretap could need.
     #[serde(default)]
     pub on_unavailable: OnUnavailable,
+    /// Whether HTTP requests of the kubelet's probes may match: those whose user agent begins with `kube-probe/`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub include_probes: bool,
+    /// Whether connections to its ports that are open already, of all callers, are reset when it comes into force. They
+    /// stay with the app otherwise.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reset_existing: bool,
     /// To whom it goes.
     pub client: Client,
 }
@@ -132,12 +154,27 @@ pub struct Match {
     #[cfg_attr(feature = "schema", schemars(length(max = 16)))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub headers: Vec<HeaderMatch>,
+    /// Conditions on members of the `baggage` header (W3C Baggage).
+    #[cfg_attr(feature = "schema", schemars(length(max = 16)))]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub baggage: Vec<BaggageMatch>,
     /// Condition on the path, without the query.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathMatch>,
     /// The method, compared exactly.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<Method>,
+}
+
+/// What an intercept's client has to do with what matches.
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mode {
+    /// It answers in the app's place.
+    #[default]
+    Intercept,
+    /// It gets a copy, and the app answers (or whoever else does).
+    Wiretap,
 }
 
 /// What happens with what matches while its client cannot take it.
@@ -204,7 +241,17 @@ impl Match {
     /// How many conditions it has: the more, the earlier it is tried.
     #[must_use]
     pub fn conditions(&self) -> usize {
-        self.headers.len() + usize::from(self.path.is_some()) + usize::from(self.method.is_some())
+        self.headers.len() + self.baggage.len() + usize::from(self.path.is_some()) + usize::from(self.method.is_some())
+    }
+}
+
+// === impl Mode ===
+
+impl Mode {
+    /// Whether it is the default one.
+    #[must_use]
+    pub fn is_intercept(&self) -> bool {
+        *self == Self::Intercept
     }
 }
 
@@ -216,6 +263,9 @@ fn check(intercept: &Intercept, line: u64, names: &mut BTreeMap<String, u64>) ->
     names.insert(name.clone(), line);
     if intercept.ports.is_empty() {
         return Err(RulesError::NoPorts { name, line });
+    }
+    if intercept.mode == Mode::Wiretap && intercept.on_unavailable == OnUnavailable::Reject {
+        return Err(RulesError::WiretapRejects { name, line });
     }
     match intercept.ports.iter().find(|p| p.protocol == Protocol::Udp) {
         Some(udp) => Err(RulesError::Udp { name, port: udp.port.get(), line }),

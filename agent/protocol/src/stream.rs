@@ -92,6 +92,9 @@ pub struct Open {
     pub peer: SocketAddr,
     /// Whom it called.
     pub destination: SocketAddr,
+    /// It is a copy for a wiretap: whatever is answered is thrown away, so it need not be sent.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub copy: bool,
 }
 
 /// Why a client does not take a stream.

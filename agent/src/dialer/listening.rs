@@ -11,7 +11,7 @@ use std::{
     sync::OnceLock,
 };
 
-use super::netlink::Request;
+use crate::netlink::Request;
 
 // Numbers of the Linux ABI.
 const SOCK_DIAG_BY_FAMILY: u16 = 20;

@@ -14,7 +14,7 @@ use std::{
 use sluice_ebpf_common as abi;
 use tokio::{task::AbortHandle, time};
 
-use super::netlink::Request;
+use crate::netlink::Request;
 
 /// How long the route lives after it was last renewed.
 const EXPIRY: Duration = Duration::from_secs(15);

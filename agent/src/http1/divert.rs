@@ -16,17 +16,14 @@ use sluice_protocol::{
     rules::{OnUnavailable, matcher::Rule},
     stream::Kind,
 };
-use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, ReadBuf},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, ReadBuf};
 
 use self::exchange::{Exchange, Outcome};
 use super::{
     head::{RequestHead, RequestKind},
     relay::Relay,
 };
-use crate::{connection::End, metrics::Decision};
+use crate::{caller::Caller, connection::End, metrics::Decision};
 
 /// Streams that one connection keeps open for its next diverted request.
 const MAX_LAPTOPS: usize = 4;
@@ -207,6 +204,9 @@ async fn unavailable(relay: &mut Relay, rule: &Rule, head: RequestHead) -> Resul
     match rule.intercept.on_unavailable {
         OnUnavailable::PassThrough => {
             metrics.rule(rule, Decision::UnavailablePassed);
+            if let Some(taps) = &mut relay.up.taps {
+                taps.again();
+            }
             Ok(Diverted::PassOn)
         }
         OnUnavailable::Reject => {
@@ -229,6 +229,10 @@ async fn answer(relay: &mut Relay, head: RequestHead, status: &str, header: &str
     let mut body = head.body;
     let taken = buf.get(head.len..).map_or(Ok(0), |rest| body.take(rest));
     let close = head.close || !body.is_done();
+    if let (Some(taps), Ok(taken)) = (&mut relay.up.taps, taken) {
+        taps.again();
+        taps.copy(&buf[..head.len + taken], body.is_done());
+    }
     if let (false, Ok(taken)) = (close, taken) {
         buf.advance(head.len + taken);
         relay.up.next_request();
@@ -276,7 +280,7 @@ async fn until_end(relay: &mut Relay, mut stream: QuicDuplex, out: BytesMut) -> 
 
 /// Closes the caller's connection so that it can read the last answer: with unread bytes a plain close is a reset,
 /// which may overtake the answer (RFC 9112 §9.6).
-async fn linger(caller: &mut TcpStream) {
+async fn linger(caller: &mut Caller) {
     let drained = async {
         caller.shutdown().await?;
         let mut rest = vec![0; 4096];

@@ -261,6 +261,14 @@ impl Fields {
 
 // === impl RequestView ===
 
+impl RequestView<'_> {
+    /// The values of each occurrence of a header, without the blanks around them.
+    pub fn values(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+        let named = self.headers.iter().filter(move |header| header.name.eq_ignore_ascii_case(name));
+        named.map(|header| header.value.trim_ascii())
+    }
+}
+
 impl matcher::Request for RequestView<'_> {
     fn method(&self) -> &[u8] {
         self.method.as_bytes()
@@ -270,10 +278,8 @@ impl matcher::Request for RequestView<'_> {
         path_of(self.target).as_bytes()
     }
 
-    fn any_header(&self, name: &str, fits: &mut dyn FnMut(&[u8]) -> bool) -> bool {
-        self.headers
-            .iter()
-            .any(|h| h.name.len() == name.len() && h.name.eq_ignore_ascii_case(name) && fits(h.value.trim_ascii()))
+    fn headers(&self, seen: &mut matcher::Seen<'_>) {
+        self.headers.iter().for_each(|header| seen.header(header.name, header.value.trim_ascii()));
     }
 }
 

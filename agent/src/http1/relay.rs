@@ -21,7 +21,8 @@ use sluice_protocol::{
 };
 use tokio::{io::AsyncWrite, net::TcpStream};
 
-use self::{down::Down, up::Up};
+use self::down::Down;
+pub(super) use self::up::Up;
 use super::{
     Doubt,
     divert::{self, Diverted, Laptops},

@@ -6,6 +6,8 @@ use bytes::Bytes;
 use h2::{RecvStream, SendStream};
 use http::HeaderMap;
 
+use super::copying::Copying;
+
 /// Most bytes of a request body that are kept until its answer begins, so that the app can answer if the client dies.
 const KEPT: usize = 64 << 10;
 
@@ -19,6 +21,8 @@ pub(super) struct RequestBody {
     keep: bool,
     trailers: Option<HeaderMap>,
     ended: bool,
+    /// Who gets a copy of what has not been read yet.
+    copies: Vec<Copying>,
 }
 
 /// Why a body got no further.
@@ -34,7 +38,7 @@ pub(super) enum Broken {
 
 impl RequestBody {
     pub(super) fn new(recv: RecvStream, keep: bool) -> Self {
-        Self { recv, kept: VecDeque::new(), kept_bytes: 0, keep, trailers: None, ended: false }
+        Self { recv, kept: VecDeque::new(), kept_bytes: 0, keep, trailers: None, ended: false, copies: Vec::new() }
     }
 
     /// Whether there is no body: the request's head was its end.
@@ -45,6 +49,11 @@ impl RequestBody {
     /// Whether it can be sent from its beginning.
     pub(super) fn is_whole(&self) -> bool {
         self.keep
+    }
+
+    /// From now on all that is read is copied.
+    pub(super) fn copy_to(&mut self, copies: Vec<Copying>) {
+        self.copies = copies;
     }
 
     /// It will not be sent again.
@@ -64,6 +73,7 @@ impl RequestBody {
             match next(&mut self.recv, to).await? {
                 Some(data) => {
                     let taken = data.len();
+                    self.copies.iter_mut().for_each(|copy| copy.data(&data));
                     self.remember(&data);
                     send_all(to, data).await?;
                     // Fails only for a stream that is over.
@@ -72,6 +82,7 @@ impl RequestBody {
                 None => {
                     self.trailers = self.recv.trailers().await.map_err(Broken::Source)?;
                     self.ended = true;
+                    self.copies.drain(..).for_each(|copy| copy.end(self.trailers.clone()));
                 }
             }
         }
@@ -119,7 +130,7 @@ async fn next(from: &mut RecvStream, to: &mut SendStream<Bytes>) -> Result<Optio
     .await
 }
 
-fn finish(to: &mut SendStream<Bytes>, trailers: Option<HeaderMap>) -> Result<(), Broken> {
+pub(super) fn finish(to: &mut SendStream<Bytes>, trailers: Option<HeaderMap>) -> Result<(), Broken> {
     match trailers {
         Some(trailers) => to.send_trailers(trailers),
         None => to.send_data(Bytes::new(), true),
@@ -138,7 +149,7 @@ async fn send_last(to: &mut SendStream<Bytes>, mut data: Bytes) -> Result<(), Br
     to.send_data(Bytes::new(), true).map_err(Broken::Sink)
 }
 
-async fn send_all(to: &mut SendStream<Bytes>, mut data: Bytes) -> Result<(), Broken> {
+pub(super) async fn send_all(to: &mut SendStream<Bytes>, mut data: Bytes) -> Result<(), Broken> {
     while !data.is_empty() {
         let piece = next_piece(to, &mut data).await?;
         to.send_data(piece, false).map_err(Broken::Sink)?;

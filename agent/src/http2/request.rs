@@ -18,13 +18,17 @@ use h2::{
 };
 use http::{HeaderValue, Request, Response, StatusCode, header, request::Parts};
 use sluice_protocol::{
-    rules::{OnUnavailable, matcher},
+    rules::{
+        OnUnavailable,
+        matcher::{self, Fits},
+    },
     stream::{Kind, Open},
 };
 
 use super::{
     SteeredBy, Upstreams,
     body::{self, Broken, RequestBody},
+    copying::Copying,
 };
 use crate::metrics::Decision;
 
@@ -74,20 +78,24 @@ impl Exchange {
         let (parts, recv) = request.into_parts();
         let kind = parts.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
         self.grpc = kind.is_some_and(|kind| kind.starts_with(GRPC.as_bytes()));
-        match self.upstreams.steered.decide(&parts) {
+        let Fits { taken_by, copied_to } = self.upstreams.steered.decide(&parts);
+        let mut body = RequestBody::new(recv, taken_by.is_some());
+        if !copied_to.is_empty() {
+            body.copy_to(Copying::begin(&self.upstreams, copied_to, &parts, body.is_empty()));
+        }
+        match taken_by {
             None => {
                 self.upstreams.steered.shared.metrics.request(Decision::Passed);
-                self.pass(parts, &mut RequestBody::new(recv, false)).await;
+                self.pass(parts, &mut body).await;
             }
-            Some(rule) => Box::pin(self.divert(&rule, parts, recv)).await,
+            Some(rule) => Box::pin(self.divert(&rule, parts, body)).await,
         }
     }
 
     /// Takes the request to the client of `rule`.
-    async fn divert(&mut self, rule: &matcher::Rule, parts: Parts, recv: RecvStream) {
+    async fn divert(&mut self, rule: &matcher::Rule, parts: Parts, mut body: RequestBody) {
         let upstreams = self.upstreams.clone();
         let metrics = &upstreams.steered.shared.metrics;
-        let mut body = RequestBody::new(recv, true);
         let mut tried = false;
         loop {
             match upstreams.laptops.get(&upstreams.steered, rule).await {
@@ -300,7 +308,7 @@ fn failed(error: &h2::Error, unanswered: bool) -> Failed {
 
 /// The request as the caller sent it. Without an authority (only `host`) it is relative, which the `h2` crate takes for
 /// a request of HTTP/1.1 only; it sends it as it should.
-fn request(mut parts: Parts) -> Request<()> {
+pub(super) fn request(mut parts: Parts) -> Request<()> {
     parts.version = if parts.uri.authority().is_some() { http::Version::HTTP_2 } else { http::Version::HTTP_11 };
     Request::from_parts(parts, ())
 }
@@ -320,13 +328,13 @@ impl Failed {
 // === impl SteeredBy ===
 
 impl SteeredBy {
-    fn decide(&self, parts: &Parts) -> Option<Arc<matcher::Rule>> {
-        self.shared.rules.load().port(self.port)?.decide(&View(parts)).cloned()
+    fn decide(&self, parts: &Parts) -> Fits {
+        self.shared.rules.load().port(self.port).map(|rules| rules.decide(&View(parts))).unwrap_or_default()
     }
 
     pub(super) fn open(&self, rule: &matcher::Rule, kind: Kind) -> Open {
         let intercept = rule.intercept.name.clone();
-        Open { intercept, kind, port: self.port, peer: self.peer, destination: self.destination }
+        Open { intercept, kind, port: self.port, peer: self.peer, destination: self.destination, copy: false }
     }
 }
 
@@ -341,13 +349,21 @@ impl matcher::Request for View<'_> {
         self.0.uri.path().as_bytes()
     }
 
-    fn any_header(&self, name: &str, fits: &mut dyn FnMut(&[u8]) -> bool) -> bool {
+    fn headers(&self, seen: &mut matcher::Seen<'_>) {
+        let Parts { uri, headers, .. } = self.0;
         // HTTP/2 has the host in a pseudo header (RFC 9113 §8.3.1).
-        let authority = self.0.uri.authority().filter(|_| name == "host");
-        let values = || self.0.headers.get_all(name).iter().map(|value| value.as_bytes().trim_ascii());
-        authority.is_some_and(|host| fits(host.as_str().as_bytes()))
-            || values().any(&mut *fits)
-            // It may come in pieces, which are one header (RFC 9113 §8.2.3).
-            || (name == "cookie" && fits(&values().collect::<Vec<_>>().join(&b"; "[..])))
+        if let Some(host) = uri.authority() {
+            seen.header("host", host.as_str().as_bytes());
+        }
+        for (name, value) in headers {
+            seen.header(name.as_str(), value.as_bytes().trim_ascii());
+        }
+        // It may come in pieces, which are one header (RFC 9113 §8.2.3).
+        if seen.asks_for("cookie") {
+            let pieces: Vec<_> = headers.get_all("cookie").iter().map(|value| value.as_bytes().trim_ascii()).collect();
+            if pieces.len() > 1 {
+                seen.header("cookie", &pieces.join(&b"; "[..]));
+            }
+        }
     }
 }

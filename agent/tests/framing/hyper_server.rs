@@ -25,11 +25,7 @@ pub(crate) struct Request {
 
 impl Request {
     pub(crate) fn of_view(view: &RequestView<'_>) -> Self {
-        let mut values = Vec::new();
-        view.any_header(HEADER, &mut |value| {
-            values.push(value.to_vec());
-            false
-        });
+        let values = view.values(HEADER).map(<[u8]>::to_vec).collect();
         Self { method: view.method().to_vec(), path: view.path().to_vec(), values }
     }
 

@@ -6,6 +6,8 @@ use clap::Args;
 use clap::Subcommand;
 use clap::ValueEnum;
 use sluice::LocalHost;
+use sluice_protocol::rules;
+use sluice_protocol::rules::BaggageMatch;
 use sluice_protocol::rules::HeaderMatch;
 use sluice_protocol::rules::Match;
 use sluice_protocol::rules::Method;
@@ -74,9 +76,17 @@ pub(crate) struct Add {
     #[command(flatten)]
     pub(crate) cluster: Cluster,
 
+    /// Whether this client answers what matches, or gets a copy of it while the app answers.
+    #[arg(long, value_name = "MODE", value_enum, default_value_t)]
+    pub(crate) mode: Mode,
+
     /// What happens with what matches while this client cannot take it: the app answers, or nobody does (503).
     #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
     pub(crate) on_unavailable: Unavailable,
+
+    /// Reset the connections to these ports that are open already, of all callers: they stay with the app otherwise.
+    #[arg(long)]
+    pub(crate) reset_existing: bool,
 
     /// Remove the intercept by itself after this long, such as 2h or 90m [default: when this command ends].
     #[arg(long, value_name = "DURATION", value_parser = parse::ttl)]
@@ -119,6 +129,11 @@ pub(crate) struct Conditions {
     #[arg(long = "header", value_name = "NAME=VALUE|NAME~=REGEX", value_parser = parse::header)]
     pub(crate) headers: Vec<HeaderMatch>,
 
+    /// A member of the `baggage` header (W3C Baggage) has this value, given as it is meant, not percent-encoded. May be
+    /// repeated: all must hold.
+    #[arg(long = "baggage", value_name = "NAME=VALUE", value_parser = parse::baggage)]
+    pub(crate) baggage: Vec<BaggageMatch>,
+
     /// The path starts with this, by whole elements: /v1 fits /v1/x and not /v10.
     #[arg(long, value_name = "PATH", group = "a_path", value_parser = parse::path(PathMatchType::PathPrefix))]
     pub(crate) path_prefix: Option<PathMatch>,
@@ -134,6 +149,20 @@ pub(crate) struct Conditions {
     /// The method, such as GET.
     #[arg(long, value_name = "METHOD", value_parser = parse::method)]
     pub(crate) method: Option<Method>,
+
+    /// Requests of the kubelet's probes may match too: those whose user agent begins with kube-probe/.
+    #[arg(long)]
+    pub(crate) include_probes: bool,
+}
+
+/// `--mode`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mode {
+    /// This client answers.
+    #[default]
+    Intercept,
+    /// The app answers, and this client gets a copy.
+    Wiretap,
 }
 
 /// `--on-unavailable`.
@@ -187,7 +216,23 @@ impl Conditions {
     /// The same as an Intercept has them.
     pub(crate) fn matches(&self) -> Match {
         let path = [&self.path_prefix, &self.path, &self.path_regex].into_iter().flatten().next();
-        Match { headers: self.headers.clone(), path: path.cloned(), method: self.method.clone() }
+        Match {
+            headers: self.headers.clone(),
+            baggage: self.baggage.clone(),
+            path: path.cloned(),
+            method: self.method.clone(),
+        }
+    }
+}
+
+// === impl Mode ===
+
+impl From<Mode> for rules::Mode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Intercept => Self::Intercept,
+            Mode::Wiretap => Self::Wiretap,
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use anyhow::anyhow;
 use anyhow::bail;
 use anyhow::ensure;
 use clap::builder::TypedValueParser;
+use sluice_protocol::rules::BaggageMatch;
 use sluice_protocol::rules::HeaderMatch;
 use sluice_protocol::rules::HeaderName;
 use sluice_protocol::rules::MatchType;
@@ -37,6 +38,12 @@ pub(crate) fn header(text: &str) -> anyhow::Result<HeaderMatch> {
     };
     let name = HeaderName::try_from(name.to_owned())?;
     HeaderMatch::new(kind, name, value.to_owned()).map_err(chained)
+}
+
+/// `NAME=VALUE` of a member of `baggage`.
+pub(crate) fn baggage(text: &str) -> anyhow::Result<BaggageMatch> {
+    let Some((name, value)) = text.split_once('=') else { bail!("give NAME=VALUE") };
+    Ok(BaggageMatch::new(name.to_owned(), value.to_owned())?)
 }
 
 /// A path that is compared in a certain way.

@@ -13,10 +13,12 @@ use kube::ResourceExt as _;
 use serde::Serialize;
 use sluice_api::Counters;
 use sluice_api::Intercept;
+use sluice_api::InterceptSpec;
 use sluice_api::Target;
 use sluice_api::status::condition;
 use sluice_protocol::rules::Match;
 use sluice_protocol::rules::MatchType;
+use sluice_protocol::rules::Mode;
 use sluice_protocol::rules::OnUnavailable;
 use sluice_protocol::rules::PathMatchType;
 
@@ -44,7 +46,10 @@ pub(crate) struct View {
     intercepts: String,
     #[serde(rename = "match")]
     matches: Match,
+    mode: Mode,
     on_unavailable: OnUnavailable,
+    include_probes: bool,
+    reset_existing: bool,
     pods_ready: usize,
     pods_total: usize,
     pods: Vec<Pod>,
@@ -96,6 +101,9 @@ struct Pod {
     way: Option<&'static str>,
     #[serde(skip_serializing_if = "String::is_empty")]
     reason: String,
+    /// Open since before the agent took the ports, and so not taken.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    existing_connections: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     counters: Option<Counters>,
 }
@@ -129,9 +137,12 @@ impl View {
             message,
             workload: intercept.spec.target.clone(),
             ports: ports(intercept),
-            intercepts: words(&intercept.spec.matches),
+            intercepts: words(&intercept.spec),
             matches: intercept.spec.matches.clone(),
+            mode: intercept.spec.mode,
             on_unavailable: intercept.spec.on_unavailable,
+            include_probes: intercept.spec.include_probes,
+            reset_existing: intercept.spec.reset_existing,
             pods_ready,
             pods_total,
             pods: status.pods.into_iter().map(Pod::from).collect(),
@@ -172,12 +183,17 @@ impl View {
             };
             let programmed = if pod.programmed { "programmed" } else { "not programmed" };
             let _ = write!(text, "  pod {}: {programmed}, {connected}", pod.name);
-            if let Some(Counters { steered, matched, taken, passed_through, rejected }) = pod.counters {
-                let _ = write!(
-                    text,
-                    ", {steered} steered, {matched} matched, {taken} taken, {passed_through} passed through, \
-                     {rejected} rejected"
-                );
+            if let Some(Counters { steered, matched, taken, passed_through, rejected, copied, lost }) = pod.counters {
+                let _ = write!(text, ", {steered} steered, {matched} matched");
+                let _ = match self.mode {
+                    Mode::Wiretap => write!(text, ", {copied} copied, {lost} lost"),
+                    Mode::Intercept => {
+                        write!(text, ", {taken} taken, {passed_through} passed through, {rejected} rejected")
+                    }
+                };
+            }
+            if let Some(existing @ 1..) = pod.existing_connections {
+                let _ = write!(text, ", {existing} from before");
             }
             let _ = if pod.reason.is_empty() { writeln!(text) } else { writeln!(text, ": {}", pod.reason) };
         }
@@ -206,6 +222,11 @@ impl fmt::Display for View {
         let ways = ways.into_iter().collect::<Vec<_>>().join(", ");
         let ways = if ways.is_empty() { ways } else { format!(" ({ways})") };
         line("Pods", &format_args!("{}/{}{ways}", self.pods_ready, self.pods_total))?;
+        let existing: u64 = self.pods.iter().filter_map(|pod| pod.existing_connections).sum();
+        if existing > 0 {
+            let hint = if self.reset_existing { "" } else { "; --reset-existing ends them" };
+            line("Not taken", &format_args!("{existing} connections from before{hint}"))?;
+        }
         line("Owner", &self.owner)
     }
 }
@@ -245,28 +266,46 @@ fn ports(intercept: &Intercept) -> Vec<Port> {
 }
 
 /// What is intercepted, as a sentence.
-fn words(matches: &Match) -> String {
+fn words(InterceptSpec { matches, mode, include_probes, .. }: &InterceptSpec) -> String {
     let headers = matches.headers.iter().map(|header| match header.kind() {
         MatchType::Exact => format!("header {} = {}", header.name().as_str(), header.value()),
         MatchType::RegularExpression => format!("header {} ~= {}", header.name().as_str(), header.value()),
     });
+    let baggage = matches.baggage.iter().map(|member| format!("baggage {} = {}", member.name(), member.value()));
     let path = matches.path.iter().map(|path| match path.kind() {
         PathMatchType::Exact => format!("path = {}", path.value()),
         PathMatchType::PathPrefix => format!("path begins with {}", path.value()),
         PathMatchType::RegularExpression => format!("path ~= {}", path.value()),
     });
     let method = matches.method.iter().map(|method| format!("method = {}", method.as_str()));
-    let conditions: Vec<String> = headers.chain(path).chain(method).collect();
-    match conditions.is_empty() {
+    let conditions: Vec<String> = headers.chain(baggage).chain(path).chain(method).collect();
+    let what = match conditions.is_empty() {
         true => "all TCP connections".to_owned(),
+        false if *include_probes => {
+            format!("HTTP requests, probes included, that match all of: {}", conditions.join(", "))
+        }
         false => format!("HTTP requests that match all of: {}", conditions.join(", ")),
+    };
+    match mode {
+        Mode::Intercept => what,
+        Mode::Wiretap => format!("copies of {what}"),
     }
 }
 
 impl From<sluice_api::PodStatus> for Pod {
     fn from(pod: sluice_api::PodStatus) -> Self {
-        let sluice_api::PodStatus { uid, name, node, programmed, connected, reason, counters, .. } = pod;
-        Self { uid, name, node, programmed, connected, way: None, reason, counters }
+        let sluice_api::PodStatus {
+            uid,
+            name,
+            node,
+            programmed,
+            connected,
+            reason,
+            existing_connections,
+            counters,
+            ..
+        } = pod;
+        Self { uid, name, node, programmed, connected, way: None, reason, existing_connections, counters }
     }
 }
 

@@ -12,7 +12,7 @@ use sluice_tests::peers::{
     http2::{Http2App, Http2Caller, read_all},
 };
 
-use self::tables::{Ask, HEADERS, HEADERS_HTTP1, PATHS, PATHS_HTTP1, Raw, Table};
+use self::tables::{Ask, BAGGAGE, BAGGAGE_HTTP1, HEADERS, HEADERS_HTTP1, PATHS, PATHS_HTTP1, Raw, Table};
 use super::stage::{LAPTOP, POD, PORT, SECOND_PORT, Stage, on, on_stage};
 
 #[tokio::test]
@@ -27,6 +27,10 @@ async fn b01_headers_decide() -> Result<()> {
         }
         let said = stage.refused_match("headers: [{type: RegularExpression, name: x-user, value: \"a)|(b\"}]").await?;
         ensure!(said.contains("a)|(b"), "{said}");
+        // What would take up the agent's memory is named, with what to do.
+        let large = "headers: [{type: RegularExpression, name: x-user, value: \"(a{99}){999}\"}]";
+        let said = stage.refused_match(large).await?;
+        ensure!(said.contains("(a{99}){999}") && said.contains("make its repetitions smaller"), "{said}");
         Ok(())
     })
     .await
@@ -36,6 +40,12 @@ async fn b01_headers_decide() -> Result<()> {
 #[ignore = "needs root: cargo xtask test"]
 async fn b02_path_and_method_decide() -> Result<()> {
     on_stage("b02", async |stage| judge(stage, PATHS, &PATHS_HTTP1).await).await
+}
+
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn b18_a_baggage_member_decides() -> Result<()> {
+    on_stage("b18", async |stage| judge(stage, BAGGAGE, &BAGGAGE_HTTP1).await).await
 }
 
 async fn judge(stage: &Stage, tables: &[Table], raw: &Raw) -> Result<()> {

@@ -3,6 +3,7 @@
 //!
 //! Every test here needs root and is ignored without; `cargo xtask test` runs them. A file for each theme.
 
+mod before;
 mod bulk;
 mod closed;
 mod ends;

@@ -11,7 +11,7 @@ use std::{fmt, num::NonZeroU16};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use sluice_protocol::rules::{Client, Match, OnUnavailable, Protocol};
+use sluice_protocol::rules::{Client, Match, Mode, OnUnavailable, Protocol};
 
 use crate::status::InterceptStatus;
 
@@ -60,7 +60,10 @@ pub const MAX_PORTS: usize = 16;
 #[x_kube(
     validation = Rule::new("has(self.owner) == has(oldSelf.owner) && (!has(self.owner) || self.owner == oldSelf.owner)")
         .message("the owner is who created the Intercept and cannot be changed: delete it and create your own")
-        .field_path(".owner")
+        .field_path(".owner"),
+    validation = Rule::new("self.mode != 'Wiretap' || self.onUnavailable != 'Reject'")
+        .message("a wiretap rejects nothing: leave onUnavailable out, since the app answers")
+        .field_path(".onUnavailable")
 )]
 pub struct InterceptSpec {
     /// Whose pods.
@@ -81,9 +84,22 @@ pub struct InterceptSpec {
     #[serde(rename = "match", default, skip_serializing_if = "Match::is_empty")]
     pub matches: Match,
 
+    /// Whether the client answers what matches, or gets a copy of it while the app answers.
+    #[serde(default)]
+    pub mode: Mode,
+
     /// What happens with what matches while its client cannot take it.
     #[serde(default)]
     pub on_unavailable: OnUnavailable,
+
+    /// Whether HTTP requests of the kubelet's probes may match: those whose user agent begins with `kube-probe/`.
+    #[serde(default)]
+    pub include_probes: bool,
+
+    /// Whether connections to these ports that are open already, of all callers, are reset when it comes into force. They
+    /// stay with the app otherwise.
+    #[serde(default)]
+    pub reset_existing: bool,
 
     /// The client that it goes to.
     #[x_kube(validation = Rule::new("self == oldSelf").message("the client's key cannot be changed: delete the Intercept and create another"))]

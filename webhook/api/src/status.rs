@@ -82,9 +82,17 @@ pub struct PodStatus {
     /// What is missing, in words; empty when nothing is.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
+    /// Connections to its ports that were open before the agent took these, and so stay with the app.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "optional_count")]
+    pub existing_connections: Option<u64>,
     /// What the agent has counted for this Intercept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counters: Option<Counters>,
+}
+
+fn optional_count(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({"type": "integer", "format": "int64", "minimum": 0, "nullable": true})
 }
 
 fn optional_time(_: &mut schemars::SchemaGenerator) -> schemars::Schema {

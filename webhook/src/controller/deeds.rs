@@ -246,7 +246,7 @@ fn news(before: Option<&InterceptStatus>, after: &InterceptStatus) -> Option<(Ev
 
 fn without_counters(status: &InterceptStatus) -> InterceptStatus {
     let mut status = status.clone();
-    status.pods.iter_mut().for_each(|pod| pod.counters = None);
+    status.pods.iter_mut().for_each(|pod| (pod.counters, pod.existing_connections) = (None, None));
     status
 }
 

@@ -209,7 +209,10 @@ fn rule<'a>(intercept: &'a Intercept, pod: &PodFacts) -> Result<rules::Intercept
         created: created(intercept),
         ports,
         matches: intercept.spec.matches.clone(),
+        mode: intercept.spec.mode,
         on_unavailable: intercept.spec.on_unavailable,
+        include_probes: intercept.spec.include_probes,
+        reset_existing: intercept.spec.reset_existing,
         client: intercept.spec.client,
     })
 }
@@ -315,7 +318,7 @@ fn pod_status(intercept: &Intercept, pod: &PodFacts, report: Option<&Report>) ->
         }
         _ if !programmed => "its agent has not taken the rule yet".to_owned(),
         _ if !connected => "the client is not connected to it".to_owned(),
-        _ => String::new(),
+        _ => current.and_then(|held| held.reset_error.clone()).unwrap_or_default(),
     };
     let reachable = report.filter(|report| report.refused.is_none() && !pod.ip.is_empty());
     PodStatus {
@@ -327,6 +330,7 @@ fn pod_status(intercept: &Intercept, pod: &PodFacts, report: Option<&Report>) ->
         programmed,
         connected,
         reason,
+        existing_connections: held.map(|held| held.existing_connections),
         counters: held.map(|held| held.counters),
     }
 }

@@ -1,5 +1,7 @@
 //! The table of the module's documentation, and more.
 
+mod requests;
+
 use serde_json::{Value, json};
 
 use super::*;
@@ -84,6 +86,31 @@ fn b15_headers() {
         headers(&[("x-user", "bertil"), ("x-team", "~b.*")]),
         Disjoint,
     );
+}
+
+#[test]
+fn b15_baggage() {
+    let members = |list: &[(&str, &str)]| json!({"baggage": list.iter().map(|(name, value)| json!({"name": name, "value": value})).collect::<Vec<_>>()});
+    by_match(members(&[("sluice", "adam")]), members(&[("sluice", "adam")]), Overlap);
+    by_match(members(&[("sluice", "adam")]), members(&[("sluice", "bertil")]), Disjoint);
+    by_match(members(&[("sluice", "adam")]), members(&[("Sluice", "bertil")]), Overlap);
+    by_match(members(&[("sluice", "adam")]), members(&[("team", "a")]), Overlap);
+    by_match(members(&[("sluice", "adam")]), headers(&[("x-user", "adam")]), Overlap);
+    by_match(members(&[("sluice", "adam")]), headers(&[("baggage", "sluice=bertil")]), Overlap);
+    by_match(members(&[("a", "1"), ("a", "2")]), members(&[("a", "1")]), Overlap);
+    by_match(members(&[("sluice", "adam")]), json!({}), Overlap);
+}
+
+#[test]
+fn b16_a_wiretap_conflicts_with_nothing() {
+    let mut tap = intercept("tap", "adam", &json!({}));
+    tap.spec.mode = Mode::Wiretap;
+    let others = [intercept("all", "bertil", &json!({})), tap.clone()];
+    assert_eq!(conflict(&intercept("new", "eva", &headers(&[("x", "1")])), &others[1..]), None);
+    let mut new = intercept("new", "eva", &json!({}));
+    assert_eq!(conflict(&new, &others).map(|conflict| conflict.name), Some("all".to_owned()));
+    new.spec.mode = Mode::Wiretap;
+    assert_eq!(conflict(&new, &others), None);
 }
 
 #[test]

@@ -1,15 +1,22 @@
-//! Decides which rule a connection or a request fits.
+//! Decides which rules a connection or a request fits.
 //!
 //! Owns the order of rules: more conditions first, then the older one, then the order of the file. Knows nothing of
-//! sockets or parsers: a request is whatever implements [`Request`].
+//! sockets or parsers: a request is whatever implements [`Request`]. What a request is compared with is [`index`]'s: all
+//! conditions of a port's rules in one pass over its headers, however many rules there are.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use regex::bytes::Regex;
 
 use super::{
-    HeaderMatch, Intercept, Match, MatchType, PathMatch, PathMatchType, PatternError, RuleFile, pattern::compile,
+    BaggageMatch, HeaderMatch, Intercept, MatchType, Mode, PathMatch, PathMatchType, PatternError, RuleFile, baggage,
+    pattern::compile,
 };
+
+mod index;
+
+use index::Index;
+pub use index::Seen;
 
 /// What a rule asks of a request head, whatever the HTTP version.
 pub trait Request {
@@ -17,9 +24,8 @@ pub trait Request {
     fn method(&self) -> &[u8];
     /// The path without query and fragment.
     fn path(&self) -> &[u8];
-    /// Whether any occurrence of the header has a value that `fits`. `name` is in lower case; values come without the
-    /// blanks around them.
-    fn any_header(&self, name: &str, fits: &mut dyn FnMut(&[u8]) -> bool) -> bool;
+    /// Shows each header to `seen`, once, values without the blanks around them.
+    fn headers(&self, seen: &mut Seen<'_>);
 }
 
 /// A compiled intercept.
@@ -27,7 +33,7 @@ pub trait Request {
 pub struct Rule {
     /// The intercept it was made from.
     pub intercept: Intercept,
-    matcher: Matcher,
+    path: Option<Path>,
 }
 
 /// All rules of an agent, by port, in the order in which they are tried.
@@ -40,20 +46,25 @@ pub struct RuleSet {
 #[derive(Debug, Default)]
 pub struct PortRules {
     all_tcp: Option<Arc<Rule>>,
-    http: Vec<Arc<Rule>>,
+    tcp_wiretaps: Vec<Arc<Rule>>,
+    http: Vec<HttpRule>,
+    index: Index,
 }
 
-#[derive(Debug)]
-struct Matcher {
-    headers: Vec<(String, Text)>,
-    path: Option<Path>,
-    method: Option<String>,
+/// What is to become of a request.
+#[derive(Debug, Default)]
+pub struct Fits {
+    /// The rule whose client answers; without one the app does.
+    pub taken_by: Option<Arc<Rule>>,
+    /// The rules whose clients get a copy.
+    pub copied_to: Vec<Arc<Rule>>,
 }
 
+/// A rule with the numbers of its conditions in the port's index.
 #[derive(Debug)]
-enum Text {
-    Exact(String),
-    Regex(Regex),
+struct HttpRule {
+    rule: Arc<Rule>,
+    needs: Vec<usize>,
 }
 
 #[derive(Debug)]
@@ -68,7 +79,19 @@ enum Path {
 /// # Errors
 /// When the condition's expression does not compile.
 pub fn header_fits(condition: &HeaderMatch, value: &[u8]) -> Result<bool, PatternError> {
-    Ok(Text::compile(condition)?.fits(value))
+    Ok(match condition.kind() {
+        MatchType::Exact => condition.value().as_bytes() == value,
+        MatchType::RegularExpression => compile(condition.value())?.is_match(value),
+    })
+}
+
+/// Whether the value of a `baggage` header has a member that fits a condition.
+#[must_use]
+pub fn baggage_fits(condition: &BaggageMatch, header: &[u8]) -> bool {
+    baggage::members(header).any(|(name, value)| {
+        let decoded = || baggage::decode(value).is_some_and(|value| *value == *condition.value().as_bytes());
+        name == condition.name().as_bytes() && decoded()
+    })
 }
 
 /// Whether a path fits a condition. Compiles it anew: for comparing rules, not for serving requests.
@@ -89,7 +112,8 @@ impl RuleSet {
     pub fn compile(file: &RuleFile) -> Result<Self, PatternError> {
         let mut rules = Vec::with_capacity(file.intercepts.len());
         for intercept in &file.intercepts {
-            rules.push(Arc::new(Rule { matcher: Matcher::compile(&intercept.matches)?, intercept: intercept.clone() }));
+            let path = intercept.matches.path.as_ref().map(Path::compile).transpose()?;
+            rules.push(Arc::new(Rule { intercept: intercept.clone(), path }));
         }
         // Stable, so that equals stay in the order of the file. None sorts before Some, hence the flag before the time.
         rules.sort_by_key(|r| {
@@ -99,12 +123,7 @@ impl RuleSet {
         let mut ports = BTreeMap::<u16, PortRules>::new();
         for rule in rules {
             for port in &rule.intercept.ports {
-                let entry = ports.entry(port.port.get()).or_default();
-                if rule.intercept.matches.is_empty() {
-                    entry.all_tcp.get_or_insert_with(|| rule.clone());
-                } else {
-                    entry.http.push(rule.clone());
-                }
+                ports.entry(port.port.get()).or_default().add(&rule)?;
             }
         }
         Ok(Self { ports })
@@ -120,64 +139,79 @@ impl RuleSet {
     pub fn ports(&self) -> impl Iterator<Item = u16> + '_ {
         self.ports.keys().copied()
     }
-
-    /// Every rule, once for each of its ports.
-    pub fn rules(&self) -> impl Iterator<Item = &Arc<Rule>> {
-        self.ports.values().flat_map(|p| p.all_tcp.iter().chain(&p.http))
-    }
 }
 
 // === impl PortRules ===
 
 impl PortRules {
+    fn add(&mut self, rule: &Arc<Rule>) -> Result<(), PatternError> {
+        let rule = rule.clone();
+        match (rule.intercept.matches.is_empty(), rule.intercept.mode) {
+            (true, Mode::Intercept) => _ = self.all_tcp.get_or_insert(rule),
+            (true, Mode::Wiretap) => self.tcp_wiretaps.push(rule),
+            (false, _) => {
+                let matches = &rule.intercept.matches;
+                let mut needs = Vec::with_capacity(matches.headers.len() + matches.baggage.len());
+                for header in &matches.headers {
+                    needs.push(self.index.header(header)?);
+                }
+                needs.extend(matches.baggage.iter().map(|member| self.index.baggage(member)));
+                self.http.push(HttpRule { rule, needs });
+            }
+        }
+        Ok(())
+    }
+
     /// The rule that takes whole connections. It goes before every HTTP rule.
     #[must_use]
     pub fn all_tcp(&self) -> Option<&Arc<Rule>> {
         self.all_tcp.as_ref()
     }
 
-    /// The first HTTP rule that `request` fits.
+    /// The rules whose clients get a copy of each connection.
     #[must_use]
-    pub fn decide(&self, request: &impl Request) -> Option<&Arc<Rule>> {
-        self.http.iter().find(|rule| rule.matcher.fits(request))
-    }
-}
-
-// === impl Matcher ===
-
-impl Matcher {
-    fn compile(spec: &Match) -> Result<Self, PatternError> {
-        let headers = spec.headers.iter().map(|h| Ok((h.name().as_str().to_owned(), Text::compile(h)?)));
-        let path = spec.path.as_ref().map(Path::compile);
-        Ok(Self {
-            headers: headers.collect::<Result<_, _>>()?,
-            path: path.transpose()?,
-            method: spec.method.as_ref().map(|m| m.as_str().to_owned()),
-        })
+    pub fn tcp_wiretaps(&self) -> &[Arc<Rule>] {
+        &self.tcp_wiretaps
     }
 
-    fn fits(&self, request: &impl Request) -> bool {
-        self.method.as_ref().is_none_or(|m| m.as_bytes() == request.method())
-            && self.path.as_ref().is_none_or(|p| p.fits(request.path()))
-            && self.headers.iter().all(|(name, text)| request.any_header(name, &mut |value| text.fits(value)))
-    }
-}
-
-impl Text {
-    fn compile(condition: &HeaderMatch) -> Result<Self, PatternError> {
-        Ok(match condition.kind() {
-            MatchType::Exact => Self::Exact(condition.value().to_owned()),
-            MatchType::RegularExpression => Self::Regex(compile(condition.value())?),
-        })
+    /// Whether there are rules about HTTP requests.
+    #[must_use]
+    pub fn has_http(&self) -> bool {
+        !self.http.is_empty()
     }
 
-    fn fits(&self, value: &[u8]) -> bool {
-        match self {
-            Self::Exact(wanted) => wanted.as_bytes() == value,
-            Self::Regex(regex) => regex.is_match(value),
+    /// The first HTTP rule that takes `request`, and all that get a copy of it.
+    #[must_use]
+    pub fn decide(&self, request: &impl Request) -> Fits {
+        let mut seen = Seen::new(&self.index);
+        request.headers(&mut seen);
+        let mut fits = Fits::default();
+        for HttpRule { rule, needs } in &self.http {
+            let wiretap = rule.intercept.mode == Mode::Wiretap;
+            if (wiretap || fits.taken_by.is_none()) && seen.all(needs) && rule.fits(request, &seen) {
+                if wiretap {
+                    fits.copied_to.push(rule.clone());
+                } else {
+                    fits.taken_by = Some(rule.clone());
+                }
+            }
         }
+        fits
     }
 }
+
+// === impl Rule ===
+
+impl Rule {
+    /// All but the conditions on headers.
+    fn fits(&self, request: &impl Request, seen: &Seen<'_>) -> bool {
+        (self.intercept.include_probes || !seen.is_probe())
+            && self.intercept.matches.method.as_ref().is_none_or(|m| m.as_str().as_bytes() == request.method())
+            && self.path.as_ref().is_none_or(|p| p.fits(request.path()))
+    }
+}
+
+// === impl Path ===
 
 impl Path {
     fn compile(condition: &PathMatch) -> Result<Self, PatternError> {
@@ -198,3 +232,6 @@ impl Path {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

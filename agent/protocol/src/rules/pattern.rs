@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Largest compiled size of one regular expression, in bytes: the `regex` crate runs in linear time, so only its
-/// memory needs a bound.
+/// Largest compiled size of one regular expression, in bytes, and most that it may remember while it runs: the `regex`
+/// crate runs in linear time, so only its memory needs a bound.
 const MAX_REGEX_BYTES: usize = 256 << 10;
 
 /// Why a condition cannot be used.
@@ -35,20 +35,37 @@ pub enum PatternError {
         /// As written.
         path: String,
     },
-    /// Not a regular expression, or too large a one.
-    #[error("the regular expression {expression:?} cannot be used")]
+    /// Not a token, so no member of the `baggage` header can have this name.
+    #[error("{name:?} cannot be the name of a baggage member: letters, digits and !#$%&'*+-.^_`|~ only")]
+    BaggageName {
+        /// As written.
+        name: String,
+    },
+    /// Not a regular expression. The reason is part of the message: readers of a file show no causes.
+    #[error(
+        "the regular expression {expression:?} cannot be used, write it in the syntax of RE2, without look-around and \
+         back-references: {reason}"
+    )]
     Regex {
         /// As written.
         expression: String,
         /// What is wrong with it.
-        #[source]
-        source: Box<regex::Error>,
+        reason: Box<regex::Error>,
+    },
+    /// Too large a regular expression.
+    #[error(
+        "the regular expression {expression:?} takes more than {} KiB when compiled: make its repetitions smaller",
+        MAX_REGEX_BYTES >> 10
+    )]
+    RegexTooLarge {
+        /// As written.
+        expression: String,
     },
 }
 
 /// How a header's value is compared.
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum MatchType {
     /// Byte for byte.
     #[default]
@@ -275,8 +292,12 @@ pub(super) fn compile(expression: &str) -> Result<regex::bytes::Regex, PatternEr
         regex::bytes::RegexBuilder::new(text)
             .unicode(false)
             .size_limit(MAX_REGEX_BYTES)
+            .dfa_size_limit(MAX_REGEX_BYTES)
             .build()
-            .map_err(|e| PatternError::Regex { expression: expression.to_owned(), source: Box::new(e) })
+            .map_err(|error| match error {
+                regex::Error::CompiledTooBig(_) => PatternError::RegexTooLarge { expression: expression.to_owned() },
+                error => PatternError::Regex { expression: expression.to_owned(), reason: Box::new(error) },
+            })
     };
     // By itself first: an expression such as `a)|(b` would close our group and escape the anchors.
     build(expression)?;
@@ -287,6 +308,6 @@ fn path_prefix() -> PathMatchType {
     PathMatchType::PathPrefix
 }
 
-fn is_token(text: &str) -> bool {
+pub(super) fn is_token(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
 }

@@ -58,6 +58,16 @@ pub(super) fn header(schema: &mut Schema) {
     set(schema, "/properties/value", "pattern", json!("^[^\\r\\n\\x00]*$"));
 }
 
+pub(super) fn baggage(schema: &mut Schema) {
+    open(schema);
+    set(schema, "/properties/name", "description", json!("The member's name; told apart by case."));
+    set(schema, "/properties/name", "minLength", json!(1));
+    set(schema, "/properties/name", "maxLength", json!(256));
+    set(schema, "/properties/name", "pattern", json!(TOKEN));
+    set(schema, "/properties/value", "description", json!("Its value as it is meant, not percent-encoded."));
+    set(schema, "/properties/value", "maxLength", json!(MAX_TEXT));
+}
+
 pub(super) fn path(schema: &mut Schema) {
     open(schema);
     set(

@@ -1,5 +1,5 @@
 use super::{
-    matcher::{Request, RuleSet},
+    matcher::{Request, RuleSet, Seen},
     *,
 };
 
@@ -18,8 +18,8 @@ impl Request for Head<'_> {
     fn path(&self) -> &[u8] {
         self.path.as_bytes()
     }
-    fn any_header(&self, name: &str, fits: &mut dyn FnMut(&[u8]) -> bool) -> bool {
-        self.headers.iter().any(|(n, v)| n.eq_ignore_ascii_case(name) && fits(v.as_bytes()))
+    fn headers(&self, seen: &mut Seen<'_>) {
+        self.headers.iter().for_each(|(name, value)| seen.header(name, value.as_bytes()));
     }
 }
 
@@ -37,8 +37,14 @@ fn rules(intercepts: &[(&str, &str)]) -> RuleSet {
     RuleSet::compile(&RuleFile::parse(&file(intercepts)).unwrap()).unwrap()
 }
 
-fn decide<'a>(rules: &'a RuleSet, method: &str, path: &str, headers: &[(&str, &str)]) -> Option<&'a str> {
-    rules.port(80)?.decide(&Head { method, path, headers }).map(|r| r.intercept.name.as_str())
+fn decide(rules: &RuleSet, method: &str, path: &str, headers: &[(&str, &str)]) -> Option<String> {
+    let fits = rules.port(80)?.decide(&Head { method, path, headers });
+    fits.taken_by.map(|rule| rule.intercept.name.clone())
+}
+
+fn copied<'a>(rules: &RuleSet, headers: &'a [(&'a str, &'a str)]) -> Vec<String> {
+    let fits = rules.port(80).unwrap().decide(&Head { method: "GET", path: "/", headers });
+    fits.copied_to.iter().map(|rule| rule.intercept.name.clone()).collect()
 }
 
 fn refused(text: &str) -> String {
@@ -66,7 +72,22 @@ fn what_cannot_be_used_is_refused_with_its_line_and_reason() {
     for (rest, line, reason) in [
         ("colour: red", "line 8", "colour"),
         ("match: {headers: [{type: RegularExpression, name: a, value: \"(\"}]}", "line 8", "regular expression"),
-        ("match: {headers: [{type: RegularExpression, name: a, value: \"a)|(b\"}]}", "line 8", "regular expression"),
+        (
+            "match: {headers: [{type: RegularExpression, name: a, value: \"a)|(b\"}]}",
+            "line 8",
+            "\"a)|(b\" cannot be used",
+        ),
+        ("match: {headers: [{type: RegularExpression, name: a, value: \"(\"}]}", "line 8", "unclosed group"),
+        ("match: {headers: [{type: RegularExpression, name: a, value: \"(?=b)a\"}]}", "line 8", "without look-around"),
+        (
+            "match: {path: {type: RegularExpression, value: \"/(a{99}){999}\"}}",
+            "line 8",
+            "\"/(a{99}){999}\" takes more than 256 KiB",
+        ),
+        ("match: {baggage: [{name: \"a b\", value: c}]}", "line 8", "baggage member"),
+        ("match: {baggage: [{name: a, value: c, type: RegularExpression}]}", "line 8", "type"),
+        ("mode: Peek", "line 8", "Peek"),
+        ("mode: Wiretap\nonUnavailable: Reject", "line 5", "leave out `onUnavailable`"),
         ("match: {headers: [{name: \"x user\", value: a}]}", "line 8", "header name"),
         ("match: {headers: [{name: x, value: \" a\"}]}", "line 8", "can never arrive"),
         ("match: {path: {value: v1}}", "line 8", "must begin with /"),
@@ -96,7 +117,7 @@ fn header_conditions_are_anded_and_compared_exactly() {
         "a",
         "match: {headers: [{name: X-User, value: adam}, {type: RegularExpression, name: team, value: \"b.t|z\"}]}",
     )]);
-    let fits = |headers: &[(&str, &str)]| decide(&rules, "GET", "/", headers) == Some("a");
+    let fits = |headers: &[(&str, &str)]| decide(&rules, "GET", "/", headers).as_deref() == Some("a");
     assert!(fits(&[("x-USER", "adam"), ("Team", "bit")]));
     assert!(fits(&[("x-user", "eve"), ("x-user", "adam"), ("team", "z")]));
     assert!(!fits(&[("x-user", "adam")]));
@@ -122,6 +143,82 @@ fn paths_by_element_exact_and_expression_and_methods() {
 }
 
 #[test]
+fn b18_one_member_of_the_baggage_decides() {
+    let set = rules(&[("a", "match: {baggage: [{name: sluice, value: adam}]}")]);
+    let fits = |headers: &[(&str, &str)]| decide(&set, "GET", "/", headers).is_some();
+    for value in [
+        "a=1,sluice=adam;p=q",
+        "sluice=adam",
+        " sluice = adam ",
+        "sluice=%61dam",
+        "sluice=eva,sluice=adam",
+        "a=%,sluice=adam",
+    ] {
+        assert!(fits(&[("Baggage", value)]), "{value}");
+    }
+    assert!(fits(&[("baggage", "a=1"), ("baggage", "b=2,sluice=adam")]));
+    for value in [
+        "",
+        "sluice",
+        "sluice=",
+        "sluice=eva",
+        "sluice=Adam",
+        "Sluice=adam",
+        "sluice=adama",
+        "xsluice=adam",
+        "sluice=\"adam\"",
+        "sluice=adam x",
+        "a=sluice=adam",
+        "a=1;sluice=adam",
+        "sluice;=adam",
+        "sluice=ada%6",
+        "sluice=ada%gg",
+        "a=1 sluice=adam",
+    ] {
+        assert!(!fits(&[("baggage", value)]), "{value}");
+    }
+    assert!(!fits(&[("x-baggage", "sluice=adam"), ("sluice", "adam")]));
+    let set = rules(&[(
+        "a",
+        "match: {baggage: [{name: who, value: \"ä, b\"}, {name: x, value: \"\"}], headers: [{name: y, value: z}]}",
+    )]);
+    assert!(decide(&set, "GET", "/", &[("y", "z"), ("baggage", "x=;p,who=%C3%A4%2C%20b")]).is_some());
+    assert!(decide(&set, "GET", "/", &[("y", "z"), ("baggage", "who=%C3%A4%2C%20b")]).is_none());
+    assert!(decide(&set, "GET", "/", &[("baggage", "x=;p,who=%C3%A4%2C%20b")]).is_none());
+}
+
+#[test]
+fn c11_probes_fit_only_where_they_are_included() {
+    let set = rules(&[("a", "match: {path: {value: /}}")]);
+    assert!(decide(&set, "GET", "/", &[("user-agent", "kube-probe/1.37")]).is_none());
+    assert!(decide(&set, "GET", "/", &[("User-Agent", "kube-probe/1.37 grpc-go/1.80")]).is_none());
+    for other in ["curl/8", "Kube-Probe/1", "kube-probe", "x kube-probe/1"] {
+        assert!(decide(&set, "GET", "/", &[("user-agent", other)]).is_some(), "{other}");
+    }
+    assert!(decide(&set, "GET", "/", &[("x-user-agent", "kube-probe/1.37")]).is_some());
+    let set = rules(&[("a", "includeProbes: true\nmatch: {path: {value: /}}"), ("b", "match: {method: GET}")]);
+    assert_eq!(decide(&set, "GET", "/", &[("user-agent", "kube-probe/1.37")]).as_deref(), Some("a"));
+    assert_eq!(decide(&set, "GET", "*", &[("user-agent", "kube-probe/1.37")]), None);
+}
+
+#[test]
+fn b16_wiretaps_take_nothing_and_see_whatever_else_becomes_of_a_request() {
+    let user = "match: {headers: [{name: u, value: a}]}";
+    let set = rules(&[
+        ("tap1", &format!("mode: Wiretap\n{user}")),
+        ("tap2", "mode: Wiretap\nmatch: {path: {value: /}}"),
+        ("own", user),
+        ("tcp", "mode: Wiretap"),
+    ]);
+    assert_eq!(decide(&set, "GET", "/", &[("u", "a")]).as_deref(), Some("own"));
+    assert_eq!(copied(&set, &[("u", "a")]), ["tap1", "tap2"]);
+    assert_eq!((decide(&set, "GET", "/", &[]), copied(&set, &[])), (None, vec!["tap2".to_owned()]));
+    let port = set.port(80).unwrap();
+    assert!(port.all_tcp().is_none() && port.has_http());
+    assert_eq!(port.tcp_wiretaps()[0].intercept.name, "tcp");
+}
+
+#[test]
 fn order_is_more_conditions_then_age_then_the_file() {
     let user = "match: {headers: [{name: u, value: a}]}";
     let set = rules(&[
@@ -130,10 +227,10 @@ fn order_is_more_conditions_then_age_then_the_file() {
         ("old", &format!("created: 2026-01-01T00:00:00Z\n{user}")),
         ("two", "match: {headers: [{name: u, value: a}], method: PUT}"),
     ]);
-    assert_eq!(decide(&set, "GET", "/", &[("u", "a")]), Some("old"));
-    assert_eq!(decide(&set, "PUT", "/", &[("u", "a")]), Some("two"));
+    assert_eq!(decide(&set, "GET", "/", &[("u", "a")]).as_deref(), Some("old"));
+    assert_eq!(decide(&set, "PUT", "/", &[("u", "a")]).as_deref(), Some("two"));
     let set = rules(&[("first", user), ("second", user)]);
-    assert_eq!(decide(&set, "GET", "/", &[("u", "a")]), Some("first"));
+    assert_eq!(decide(&set, "GET", "/", &[("u", "a")]).as_deref(), Some("first"));
     let set = rules(&[("http", user), ("all", "")]);
     assert_eq!(set.port(80).unwrap().all_tcp().unwrap().intercept.name, "all");
     assert!(set.port(81).is_none());

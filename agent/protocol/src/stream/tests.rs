@@ -54,6 +54,7 @@ fn open() -> Open {
         port: 8080,
         peer: "10.1.0.7:40112".parse().unwrap(),
         destination: "[fd00::2]:8080".parse().unwrap(),
+        copy: false,
     }
 }
 
@@ -168,9 +169,9 @@ proptest! {
     #[test]
     fn every_message_survives_the_wire(
         intercept in ".{0,64}", kind in kinds(), port: u16, peer in addresses(), destination in addresses(),
-        detail in ".{0,200}", cut: proptest::sample::Index,
+        copy: bool, detail in ".{0,200}", cut: proptest::sample::Index,
     ) {
-        let open = Open { intercept, kind, port, peer, destination };
+        let open = Open { intercept, kind, port, peer, destination, copy };
         let mut bytes = Vec::new();
         run(write_open(&mut bytes, &open)).unwrap();
         let cut = cut.index(bytes.len());

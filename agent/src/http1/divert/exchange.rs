@@ -17,7 +17,7 @@ use super::super::{
     Doubt,
     body::Body,
     head::{RequestHead, Upgrade},
-    relay::{READ, Relay, poll_flush},
+    relay::{READ, Relay, Up, poll_flush},
     track::{Answers, Followed},
 };
 use crate::connection::End;
@@ -109,6 +109,10 @@ impl<'a> Exchange<'a> {
             closed: false,
             told: false,
         };
+        if let Some(taps) = &mut exchange.relay.up.taps {
+            taps.again();
+            taps.copy(&exchange.relay.up.buf[..head.len], head.body.is_done());
+        }
         exchange.frame();
         exchange
     }
@@ -116,8 +120,15 @@ impl<'a> Exchange<'a> {
     /// Moves `ready` over what has come of the body. Behind what breaks the grammar nothing can be decided: the local
     /// server, which has the request, gets that as well and judges for itself.
     fn frame(&mut self) {
-        match self.body.take(&self.relay.up.buf[self.ready..]) {
-            Ok(taken) => self.ready += taken,
+        let Up { buf, taps, .. } = &mut self.relay.up;
+        let have = &buf[self.ready..];
+        match self.body.take(have) {
+            Ok(taken) => {
+                if let Some(taps) = taps {
+                    taps.copy(&have[..taken], self.body.is_done());
+                }
+                self.ready += taken;
+            }
             Err(doubt) => self.doubt = Some(doubt),
         }
     }

@@ -8,7 +8,10 @@ use std::{
 };
 
 use bytes::BytesMut;
-use sluice_protocol::rules::matcher::Rule;
+use sluice_protocol::{
+    rules::matcher::{Fits, Rule},
+    stream::Kind,
+};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{Event, READ, Relay, poll_flush};
@@ -16,11 +19,12 @@ use crate::{
     connection::{End, Steered},
     http1::{
         Doubt,
-        head::{Parsed, RequestHead, Upgrade},
+        head::{Parsed, RequestHead, RequestView, Upgrade},
         requests::Requests,
     },
     http2,
     metrics::Decision,
+    wiretap::RequestTaps,
 };
 
 /// Requests that may be under way to the app before the caller is no longer read.
@@ -36,6 +40,8 @@ pub(in crate::http1) struct Up {
     /// Where in the requests the caller is.
     pub(super) requests: Requests,
     stop: Option<Stop>,
+    /// The copies of the requests that wiretaps see, from the first one on.
+    pub(in crate::http1) taps: Option<Box<RequestTaps>>,
     /// The next head goes to the app, whatever the rules say: its client could not take it.
     pub(in crate::http1) pass_next: bool,
     /// A request to switch to this protocol is with the app; what follows it depends on the answer.
@@ -179,7 +185,12 @@ impl Relay {
         while at < bytes.len() {
             if !up.requests.between() {
                 match up.requests.body(&bytes[at..]) {
-                    Ok(taken) => at += taken,
+                    Ok(taken) => {
+                        if let Some(taps) = &mut up.taps {
+                            taps.copy(&bytes[at..at + taken], up.requests.between());
+                        }
+                        at += taken;
+                    }
                     Err(doubt) => {
                         up.stop = Some(Stop::Raw(doubt));
                         return at;
@@ -213,11 +224,18 @@ impl Relay {
                     up.stop = Some(Stop::Raw(Doubt::AppFirst));
                     return at;
                 }
-                Parsed::Head((head, Some(rule))) => {
-                    up.stop = Some(Stop::Match(rule, head));
-                    return at;
-                }
-                Parsed::Head((head, None)) => {
+                Parsed::Head((head, Fits { taken_by, copied_to })) => {
+                    if !copied_to.is_empty() {
+                        let open = |rule: &Rule| self.steered.open(rule, Kind::Http);
+                        up.taps.get_or_insert_default().begin(&self.steered.shared, copied_to, open);
+                    }
+                    if let Some(rule) = taken_by {
+                        up.stop = Some(Stop::Match(rule, head));
+                        return at;
+                    }
+                    if let Some(taps) = &mut up.taps {
+                        taps.copy(&rest[..head.len], head.body.is_done());
+                    }
                     up.upgrading = head.upgrade;
                     up.requests.pass(&head);
                     down.answers.expect(head.kind, up.upgrading != Upgrade::None);
@@ -235,9 +253,10 @@ impl Relay {
 // === impl Up ===
 
 impl Up {
-    fn head(&mut self, rest: &[u8], steered: &Steered) -> Parsed<(RequestHead, Option<Arc<Rule>>)> {
+    fn head(&mut self, rest: &[u8], steered: &Steered) -> Parsed<(RequestHead, Fits)> {
         let pass = self.pass_next;
-        let parsed = self.requests.head(rest, |view| if pass { None } else { steered.decide(view) });
+        let decide = |view: &RequestView<'_>| if pass { Fits::default() } else { steered.decide(view) };
+        let parsed = self.requests.head(rest, decide);
         self.pass_next &= matches!(parsed, Parsed::Partial);
         parsed
     }

@@ -70,7 +70,7 @@ fn the_json_form_is_stable() {
         "podsReady": "0/1",
         "pods": [{
             "uid": "u1", "name": "web-1", "node": "n", "programmed": true, "connected": false, "reason": "no client",
-            "counters": {"steered": 3, "matched": 2, "taken": 1, "passedThrough": 1, "rejected": 0},
+            "counters": {"steered": 3, "matched": 2, "taken": 1, "passedThrough": 1, "rejected": 0, "copied": 0, "lost": 0},
         }],
     });
     let view = View::of(&intercept(&json!({}), &status));
@@ -87,12 +87,15 @@ fn the_json_form_is_stable() {
         ],
         "intercepts": "all TCP connections",
         "match": {},
+        "mode": "Intercept",
         "onUnavailable": "PassThrough",
+        "includeProbes": false,
+        "resetExisting": false,
         "podsReady": 0,
         "podsTotal": 1,
         "pods": [{
             "name": "web-1", "node": "n", "programmed": true, "connected": false, "reason": "no client",
-            "counters": {"steered": 3, "matched": 2, "taken": 1, "passedThrough": 1, "rejected": 0},
+            "counters": {"steered": 3, "matched": 2, "taken": 1, "passedThrough": 1, "rejected": 0, "copied": 0, "lost": 0},
         }],
         "createdAt": "2026-11-25T21:00:00Z",
     });

@@ -134,6 +134,56 @@ pub(super) const HEADERS_HTTP1: Raw = Raw {
     ],
 };
 
+pub(super) const BAGGAGE: &[Table] = &[
+    Table {
+        matching: "baggage: [{name: sluice, value: adam}]",
+        fit: &[
+            ("GET", "/", &[("baggage", "a=1,sluice=adam;p=q")]),
+            ("GET", "/", &[("baggage", "sluice=adam")]),
+            ("POST", "/a?b", &[("baggage", " a = 1 ,\t sluice = adam ; p ; q = r ")]),
+            ("GET", "/", &[("baggage", "sluice=%61d%61m,b=2")]),
+            ("GET", "/", &[("baggage", "a=1"), ("accept", "*/*"), ("baggage", "b=2,sluice=adam")]),
+            ("GET", "/", &[("baggage", "sluice=eva,sluice=adam")]),
+            // A broken member stands in nobody's way.
+            ("GET", "/", &[("baggage", ",;,=,a,b=%,\"c\"=d,sluice=adam")]),
+        ],
+        other: &[
+            ("GET", "/", &[]),
+            ("GET", "/", &[("baggage", "")]),
+            ("GET", "/", &[("baggage", "a=1,sluice=eva")]),
+            ("GET", "/", &[("baggage", "sluice=adama,sluice=ada,xsluice=adam,sluic=adam")]),
+            ("GET", "/", &[("baggage", "Sluice=adam,sluice=Adam")]),
+            ("GET", "/", &[("baggage", "a=1;sluice=adam,b=sluice=adam")]),
+            ("GET", "/", &[("baggage", "sluice=\"adam\"")]),
+            ("GET", "/", &[("baggage", "sluice=ad am")]),
+            ("GET", "/", &[("baggage", "a=1 sluice=adam")]),
+            ("GET", "/", &[("baggage", "sluice=ada%6,sluice=%adam,sluice")]),
+            ("GET", "/?baggage=sluice=adam", &[("sluice", "adam"), ("x-baggage", "sluice=adam")]),
+        ],
+    },
+    Table {
+        matching: "headers: [{name: x-user, value: adam}], \
+                   baggage: [{name: who, value: \"ä, b\"}, {name: empty, value: \"\"}], path: {value: /v1}",
+        fit: &[("GET", "/v1/a", &[("x-user", "adam"), ("baggage", "empty=,who=%C3%A4%2C%20b")])],
+        other: &[
+            ("GET", "/v2", &[("x-user", "adam"), ("baggage", "empty=,who=%C3%A4%2C%20b")]),
+            ("GET", "/v1", &[("x-user", "eva"), ("baggage", "empty=,who=%C3%A4%2C%20b")]),
+            ("GET", "/v1", &[("x-user", "adam"), ("baggage", "who=%C3%A4%2C%20b")]),
+            ("GET", "/v1", &[("x-user", "adam"), ("baggage", "empty=,who=b")]),
+        ],
+    },
+];
+
+/// What of it HTTP/2 cannot show: the header's name in any case.
+pub(super) const BAGGAGE_HTTP1: Raw = Raw {
+    matching: "baggage: [{name: sluice, value: adam}]",
+    fit: &[
+        "GET / HTTP/1.1\r\nBaggage: a=1,sluice=adam;p=q\r\n\r\n",
+        "GET / HTTP/1.1\r\nBAGGAGE: a=1\r\nbaggage:\tsluice=adam \r\n\r\n",
+    ],
+    other: &["GET / HTTP/1.1\r\nBaggage: a=1\r\nsluice: adam\r\n\r\n"],
+};
+
 pub(super) const PATHS: &[Table] = &[
     Table {
         matching: "path: {type: Exact, value: /v1/items}",
@@ -203,6 +253,17 @@ pub(super) const PATHS: &[Table] = &[
             ("PUT", "/", &[]),
             ("post", "/", &[]),
             ("POSTS", "/", &[]),
+        ],
+    },
+    Table {
+        matching: "headers: [{name: x-user, value: adam}], path: {type: RegularExpression, value: \"/v[12]/.+\"}, \
+                   method: GET",
+        fit: &[("GET", "/v2/a", &[("x-user", "adam")]), ("GET", "/v1/a/b?c", &[("x-user", "adam")])],
+        other: &[
+            ("GET", "/v3/a", &[("x-user", "adam")]),
+            ("GET", "/v2/", &[("x-user", "adam")]),
+            ("GET", "/v2/a", &[]),
+            ("POST", "/v2/a", &[("x-user", "adam")]),
         ],
     },
     Table {

@@ -21,7 +21,10 @@ fn intercept(change: impl FnOnce(&mut Value)) -> Value {
         "spec": {
             "target": {"kind": "Deployment", "name": "add"},
             "ports": [{"port": 8080, "protocol": "TCP"}],
+            "mode": "Intercept",
             "onUnavailable": "PassThrough",
+            "includeProbes": false,
+            "resetExisting": false,
             "client": {"keyHash": KEY},
         },
     });

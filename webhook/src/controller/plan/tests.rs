@@ -46,6 +46,8 @@ fn heard(pod: &str, intercept: &Intercept, programmed: bool, connected: bool) ->
         programmed,
         connected,
         counters: sluice_protocol::control::Counters::default(),
+        existing_connections: 3,
+        reset_error: None,
     };
     let report = Report {
         version: "1".to_owned(),
@@ -116,6 +118,27 @@ fn a_pod_that_is_being_deleted_keeps_its_rules_and_nobody_waits_for_it() {
     assert_eq!((rules(&plan, "a"), rules(&plan, "b")), (vec!["mine".to_owned()], vec!["mine".to_owned()]));
     assert_eq!(plan.status["uid-mine"].pods_ready.as_deref(), Some("1/1"));
     assert_eq!(condition(&plan, "mine", condition::READY).0, "True");
+}
+
+#[test]
+fn a12_connections_from_before_are_told_for_each_pod() {
+    let mine = intercept("mine", 0, None, &numbered());
+    let mut said = heard("a", &mine, true, true);
+    said.1.report.intercepts[0].reset_error = Some("no CONFIG_INET_DIAG_DESTROY".to_owned());
+    let plan = look(&[&mine], &[pod("a"), pod("silent")], &[said], false, at(1));
+    let pods = &plan.status["uid-mine"].pods;
+    assert_eq!(pods.iter().map(|pod| pod.existing_connections).collect::<Vec<_>>(), [Some(3), None]);
+    assert!(pods[0].reason.contains("CONFIG_INET_DIAG_DESTROY"), "{}", pods[0].reason);
+}
+
+#[test]
+fn b16_two_wiretaps_stand_beside_an_intercept() {
+    let mut taps = [intercept("one", 1, None, &numbered()), intercept("two", 2, Some("ann"), &numbered())];
+    taps.iter_mut().for_each(|tap| tap.spec.mode = rules::Mode::Wiretap);
+    let own = intercept("own", 3, None, &numbered());
+    let plan = look(&[&taps[0], &taps[1], &own], &[pod("a")], &[], false, at(7));
+    assert_eq!(rules(&plan, "a"), ["one", "two", "own"]);
+    assert_eq!(plan.rules["uid-a"][0].rule.mode, rules::Mode::Wiretap);
 }
 
 #[test]

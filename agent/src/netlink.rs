@@ -1,0 +1,118 @@
+//! One request to the kernel over netlink and its answer, or a list of them, without a library around it: three kinds of
+//! message of fixed form do not need more.
+//!
+//! The kernel answers before `send` returns, or while a list is read, so nothing here blocks.
+
+use std::io::{self, Read, Write};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// Length of a message's header.
+pub(crate) const HEADER: usize = 16;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+/// Most bytes that the kernel sends at once of a list (`netlink_recvmsg`, net/netlink/af_netlink.c).
+const MAX_PART: usize = 64 << 10;
+
+/// A message being written. Numbers are in host byte order unless the protocol says otherwise.
+#[derive(Debug)]
+pub(crate) struct Request {
+    bytes: Vec<u8>,
+}
+
+/// What the kernel answered.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    bytes: Vec<u8>,
+}
+
+// === impl Request ===
+
+impl Request {
+    pub(crate) fn new(kind: u16, flags: u16) -> Self {
+        let mut bytes = Vec::with_capacity(128);
+        bytes.extend([0; 4]);
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(flags.to_ne_bytes());
+        bytes.extend([0; 8]);
+        Self { bytes }
+    }
+
+    /// Adds the bytes of a fixed part.
+    pub(crate) fn with(mut self, bytes: &[u8]) -> Self {
+        self.bytes.extend(bytes);
+        self
+    }
+
+    /// Adds an attribute whose length is a multiple of 4, so that nothing needs padding.
+    pub(crate) fn attribute<const N: usize>(self, kind: u16, value: [u8; N]) -> Self {
+        const { assert!(N.is_multiple_of(4) && N < 256) };
+        #[expect(clippy::cast_possible_truncation, reason = "checked above")]
+        let length = N as u16 + 4;
+        self.with(&length.to_ne_bytes()).with(&kind.to_ne_bytes()).with(&value)
+    }
+
+    /// Sends the request and reads one answer; an error that the kernel reports is returned as such.
+    pub(crate) fn ask(self, family: i32) -> io::Result<Answer> {
+        let socket = self.send(family)?;
+        let mut bytes = vec![0; 4096];
+        let read = (&socket).read(&mut bytes)?;
+        bytes.truncate(read);
+        let answer = Answer { bytes };
+        match answer.error()? {
+            0 => Ok(answer),
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        }
+    }
+
+    /// Sends the request for a list and shows the body of each answer to `each`.
+    pub(crate) fn list(self, family: i32, mut each: impl FnMut(&[u8])) -> io::Result<()> {
+        let socket = self.send(family)?;
+        let mut part = vec![0; MAX_PART];
+        loop {
+            let read = (&socket).read(&mut part)?;
+            let mut rest = &part[..read];
+            while let Some(length) = rest.first_chunk().map(|length| u32::from_ne_bytes(*length) as usize) {
+                let answer = rest.get(..length).filter(|answer| answer.len() >= HEADER);
+                let answer = Answer { bytes: answer.ok_or(io::ErrorKind::InvalidData)?.to_vec() };
+                match answer.error()? {
+                    0 if answer.kind() == Some(NLMSG_DONE) => return Ok(()),
+                    0 => each(answer.body()),
+                    errno => return Err(io::Error::from_raw_os_error(errno)),
+                }
+                // Each begins at a multiple of 4.
+                rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+            }
+        }
+    }
+
+    fn send(mut self, family: i32) -> io::Result<Socket> {
+        let length = u32::try_from(self.bytes.len()).map_err(io::Error::other)?;
+        self.bytes[..4].copy_from_slice(&length.to_ne_bytes());
+        let socket = Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, Some(Protocol::from(family)))?;
+        (&socket).write_all(&self.bytes)?;
+        Ok(socket)
+    }
+}
+
+// === impl Answer ===
+
+impl Answer {
+    /// What follows the header.
+    pub(crate) fn body(&self) -> &[u8] {
+        self.bytes.get(HEADER..).unwrap_or_default()
+    }
+
+    fn kind(&self) -> Option<u16> {
+        self.bytes.get(4..6).and_then(|kind| kind.try_into().ok()).map(u16::from_ne_bytes)
+    }
+
+    /// The error of an error message, 0 if it acknowledges or is another message.
+    fn error(&self) -> io::Result<i32> {
+        match (self.kind(), self.body().first_chunk()) {
+            (Some(NLMSG_ERROR), Some(code)) => Ok(-i32::from_ne_bytes(*code)),
+            (Some(kind), _) if kind != NLMSG_ERROR => Ok(0),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+}

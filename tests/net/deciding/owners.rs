@@ -1,0 +1,147 @@
+//! b14: many developers on one port. Each request is answered by its owner.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use futures_util::{StreamExt as _, TryStreamExt as _, future::try_join_all, stream};
+use serde_json::json;
+use sluice::{Config, Identity, LocalHost, PortForward, Ports, State, Tunnel, Ways};
+use sluice_tests::{
+    Agent, Client, ClientKey, Lab,
+    peers::http1::{Http1App, Http1Caller},
+    stage::Rule,
+};
+use tokio::sync::oneshot;
+
+use super::stage::{LAPTOP, POD, PORT, on};
+
+/// Intercepts on one port.
+const OWNERS: u16 = 250;
+
+/// Parallel requests for each of them.
+const PARALLEL: usize = 10;
+
+/// Owners whose requests are under way at a time.
+const AT_ONCE: usize = 10;
+
+/// Where the local process of the first one listens.
+const FIRST_PORT: u16 = 20_000;
+
+/// For this many handshakes on a busy machine.
+const LIMIT: Duration = Duration::from_secs(60);
+
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn b14_two_developers_share_a_port() -> Result<()> {
+    let lab = Lab::new("b14_two")?;
+    let (caller, pod) = (lab.host("caller").build()?, lab.host(POD).build()?);
+    lab.connect(&caller, &pod)?;
+    let _app = Http1App::start(&pod, on(PORT), POD)?;
+    let (mut hosts, mut rules) = (Vec::new(), Vec::new());
+    // Not in the order of their age.
+    for (name, created) in [("bertil", "2026-01-02T00:00:00Z"), ("adam", "2026-01-01T00:00:00Z")] {
+        let (host, key) = (lab.host(name).build()?, ClientKey::new(&lab, name)?);
+        lab.connect(&host, &pod)?;
+        let matches = json!({"headers": [{"name": "x-user", "value": name}]});
+        rules.push(Rule::tcp(name, &[PORT], &key).with("match", matches).with("created", json!(created)));
+        hosts.push((Http1App::start(&host, on(PORT), name)?, host, key));
+    }
+    let agent = Agent::start(&pod, &Rule::file(&rules)).await?;
+    let mut clients = Vec::new();
+    for (_, host, key) in &hosts {
+        clients.push(Client::start(host, &agent, key, &["8080"]).await?);
+    }
+    let mut connection = Http1Caller::connect(&caller, pod.at(PORT)).await?;
+    for _ in 0..10 {
+        for (headers, owner) in [
+            (&[("x-user", "adam")][..], "adam"),
+            (&[("x-user", "bertil")], "bertil"),
+            (&[("x-user", "eva")], POD),
+            (&[], POD),
+            // As much the one's as the other's: the older one has it.
+            (&[("x-user", "bertil"), ("x-user", "adam")], "adam"),
+        ] {
+            let answer = connection.get("/", headers).await?;
+            ensure!(answer.answered_by() == Some(owner), "{headers:?}: {:?}", answer.answered_by());
+        }
+    }
+    lab.finish()
+}
+
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn b14_250_intercepts_on_one_port_each_answered_by_its_owner() -> Result<()> {
+    let lab = Lab::new("b14_many")?;
+    let host = |name| lab.host(name).build();
+    let (caller, pod, laptop) = (host("caller")?, host(POD)?, host(LAPTOP)?);
+    lab.connect(&caller, &pod)?;
+    lab.connect(&laptop, &pod)?;
+    let _app = Http1App::start(&pod, on(PORT), POD)?;
+    let name = |number: u16| format!("developer-{number}");
+    let (mut locals, mut clients, mut rules) = (Vec::new(), Vec::new(), Vec::new());
+    for number in 0..OWNERS {
+        let (local, identity) = (FIRST_PORT + number, Identity::generate()?);
+        locals.push(Http1App::start(&laptop, on(local), &name(number))?);
+        rules.push(json!({
+            "name": name(number),
+            "ports": [{"port": PORT}],
+            "match": {"headers": [{"name": "x-user", "value": name(number)}]},
+            "client": {"keyHash": identity.hash()},
+        }));
+        clients.push((identity, local));
+    }
+    let agent = Agent::start(&pod, &json!({ "intercepts": rules }).to_string()).await?;
+
+    // Their clients: each with its own key and connection, all in one process.
+    let (address, key) = (agent.address(), agent.key().parse()?);
+    let (connected_tx, connected_rx) = oneshot::channel();
+    let (stop_tx, stop_rx) = oneshot::channel::<()>();
+    let running = laptop.run(move || async move {
+        let mut tunnels = Vec::new();
+        for (identity, local) in clients {
+            let forward = PortForward { local: local.try_into()?, remote: PORT.try_into()? };
+            tunnels.push(Tunnel::start(Config {
+                agent: address.into(),
+                agent_key: key,
+                identity,
+                ports: Ports::new([forward])?,
+                to: LocalHost::default(),
+                ways: Ways::default(),
+            })?);
+        }
+        for tunnel in &tunnels {
+            tunnel.state().wait_for(|state| matches!(state, State::Connected { .. })).await?;
+        }
+        let _ = connected_tx.send(());
+        let _ = stop_rx.await;
+        for tunnel in tunnels {
+            tunnel.stop().await?;
+        }
+        anyhow::Ok(())
+    })?;
+    tokio::time::timeout(LIMIT, connected_rx).await.context("not all clients have connected")??;
+
+    let ask = |user: String, expected: String| {
+        let (caller, to) = (&caller, pod.at(PORT));
+        async move {
+            let answer = Http1Caller::connect(caller, to).await?.get("/", &[("x-user", &user)]).await?;
+            ensure!(answer.answered_by() == Some(&expected), "{user} is answered by {:?}", answer.answered_by());
+            Ok(())
+        }
+    };
+    let owners = stream::iter(0..OWNERS).map(|number| {
+        let own = (0..PARALLEL).map(|_| ask(name(number), name(number))).collect::<Vec<_>>();
+        let other = ask(format!("{}0", name(number + OWNERS)), POD.to_owned());
+        async move { tokio::try_join!(try_join_all(own), other) }
+    });
+    let all = owners.buffer_unordered(AT_ONCE).try_collect::<Vec<_>>();
+    tokio::time::timeout(LIMIT, all).await.context("not through in time")??;
+    for (number, local) in locals.iter().enumerate() {
+        ensure!(local.requests().len() == PARALLEL, "{number} has answered {}", local.requests().len());
+    }
+    ensure!(agent.counter("diverted").await? == i64::from(OWNERS) * i64::try_from(PARALLEL)?);
+    ensure!(agent.counter("passed").await? == i64::from(OWNERS));
+    let _ = stop_tx.send(());
+    running.await??;
+    lab.finish()
+}
