@@ -82,7 +82,7 @@ async fn c02_a_client_that_comes_back_goes_on_with_the_same_intercept() -> Resul
 }
 
 /// The agent's process in a pod of this machine: the one that Kubernetes has told the pod's uid.
-fn agent_process(uid: &str) -> Result<i32> {
+pub(crate) fn agent_process(uid: &str) -> Result<i32> {
     let wanted = format!("SLUICE_POD_UID={uid}");
     for entry in std::fs::read_dir("/proc")?.flatten() {
         let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, process::Stdio};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use sluice_tests::{
     binaries,
     cluster::Cluster,
@@ -18,12 +18,12 @@ use tokio::{
 #[derive(Debug)]
 pub(crate) struct Laptop {
     address: SocketAddr,
-    _app: App,
+    app: App,
 }
 
 #[derive(Debug)]
 enum App {
-    Here(#[expect(dead_code, reason = "serves until it is dropped")] Http1App),
+    Here(Http1App),
     Nearby(#[expect(dead_code, reason = "killed when it is dropped")] Child),
 }
 
@@ -35,7 +35,7 @@ impl Laptop {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let app = Http1App::over(listener, name, Answer::identity)?;
-        Ok(Self { address, _app: App::Here(app) })
+        Ok(Self { address, app: App::Here(app) })
     }
 
     /// Listens on a port of the node, for a client that runs there. `add` it is, so only `POST /sum` is answered.
@@ -48,7 +48,15 @@ impl Laptop {
         command.arg(format!("127.0.0.1:{}", port()?)).stderr(Stdio::null()).kill_on_drop(true);
         let child = command.spawn().context("starting `add`")?;
         eventually(super::stage::LIMIT, "the local server listens", || cluster.connect(address)).await?;
-        Ok(Self { address, _app: App::Nearby(child) })
+        Ok(Self { address, app: App::Nearby(child) })
+    }
+
+    /// How many requests have come so far.
+    pub(crate) fn requests(&self) -> Result<usize> {
+        match &self.app {
+            App::Here(app) => Ok(app.requests().len()),
+            App::Nearby(_) => bail!("a server of its own does not tell"),
+        }
     }
 
     /// `LOCAL:REMOTE` for `--port`.

@@ -15,3 +15,4 @@ mod stage;
 mod system;
 mod taking;
 mod using;
+mod wording;
