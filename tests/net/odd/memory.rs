@@ -181,7 +181,7 @@ async fn ends_that_do_not_read_take_little_memory() -> Result<()> {
 async fn fill(to: &mut TcpStream) -> Result<()> {
     /// So long nothing is taken, on a machine on which all others fill theirs at the same time.
     const QUIET: Duration = Duration::from_secs(2);
-    const PIECE: [u8; 64 << 10] = [b'x'; 64 << 10];
+    static PIECE: [u8; 64 << 10] = [b'x'; 64 << 10];
     let mut sent = 0_u64;
     while let Ok(taken) = timeout(QUIET, to.write(&PIECE)).await {
         sent += u64::try_from(taken?)?;

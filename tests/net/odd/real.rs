@@ -38,15 +38,15 @@ fn echo(name: &str, request: &Request) -> Answer {
 }
 
 async fn play(name: &str, start: impl AsyncFnOnce(&Host) -> Result<Process>) -> Result<()> {
-    let ruled = Ruled::set(name, &[PORT]).await?;
+    let ruled = Box::pin(Ruled::set(name, &[PORT])).await?;
     let local = Http1App::with(&ruled.stage.laptop, any(PORT), "laptop", echo)?;
-    let server = start(&ruled.stage.pod).await?;
-    let taken = callers::call(&ruled.stage.caller, ruled.stage.pod.at(PORT)).await?;
+    let server = Box::pin(start(&ruled.stage.pod)).await?;
+    let taken = Box::pin(callers::call(&ruled.stage.caller, ruled.stage.pod.at(PORT))).await?;
     ensure!(local.requests().len() == taken, "{} requests at the laptop, {taken} fit", local.requests().len());
     ensure!(server.is_running(), "the server has ended");
     let complaints = server.output();
     ensure!(!complaints.contains("rror"), "the server complains: {complaints}");
-    ruled.works().await?;
+    Box::pin(ruled.works()).await?;
     ruled.finish()
 }
 
