@@ -30,7 +30,7 @@ pub(crate) const PEERS: &[Tool] = &[
     ("psql", "postgresql-client"),
     ("redis-server", "redis-server"),
     ("redis-cli", "redis-tools"),
-    ("nginx", "nginx-light"),
+    ("nginx", "nginx"),
     ("node", "nodejs"),
     ("python3", "python3"),
 ];
