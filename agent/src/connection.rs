@@ -1,7 +1,7 @@
 //! One steered connection: who called whom, by which rules, and how it is told when a side breaks off.
 //!
 //! Runs as one task per connection in the agent's thread, in the pod's network namespace. Owns the choice between a
-//! rule for all TCP, HTTP rules and none; the reading of HTTP is [`crate::http1`]'s and [`crate::http2`]'s.
+//! rule for all TCP, HTTP rules and none; the reading of HTTP is [`crate::http1`]'s and `http2`'s.
 
 use std::{io, net::SocketAddr, sync::Arc};
 

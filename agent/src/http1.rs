@@ -1,9 +1,9 @@
 //! HTTP/1.0 and 1.1 as original bytes: found, framed and decided, never written anew.
 //!
-//! Owns the grammar ([`scan`], [`head`], [`body`]), where messages begin and end ([`requests`], [`track`]) and the relay
-//! of one connection ([`relay`], [`divert`]). Runs in the agent's one thread, one task per connection. It does not repair,
-//! normalise or guess: what cannot be framed beyond doubt goes to the app as raw bytes for the rest of the connection,
-//! with its reason ([`Doubt`]) counted.
+//! Owns the grammar (`scan`, [`head`], [`body`]), where messages begin and end (`requests`, `track`) and the relay of one
+//! connection (`relay`, `divert`). Runs in the agent's one thread, one task per connection. It does not repair, normalise
+//! or guess: what cannot be framed beyond doubt goes to the app as raw bytes for the rest of the connection, with its
+//! reason ([`Doubt`]) counted.
 
 pub mod body;
 mod divert;

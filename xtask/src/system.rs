@@ -30,6 +30,8 @@ pub(crate) const PEERS: &[Tool] = &[
     ("psql", "postgresql-client"),
     ("redis-server", "redis-server"),
     ("redis-cli", "redis-tools"),
+    ("nginx", "nginx"),
+    ("node", "nodejs"),
     ("python3", "python3"),
 ];
 

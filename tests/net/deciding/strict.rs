@@ -10,9 +10,15 @@ mod heads;
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
-use sluice_tests::peers::raw::{RawApp, RawCaller, Script, Seen};
+use sluice_tests::{
+    eventually,
+    peers::{
+        http1::{Http1App, Http1Caller, request},
+        raw::{RawApp, RawCaller, Script, Seen},
+    },
+};
 
-use super::stage::{PORT, SOON, Stage, on, on_stage, side};
+use super::stage::{LAPTOP, OTHER, POD, PORT, SECOND_PORT, SOON, Stage, on, on_stage, side};
 
 /// What a smuggler wants somebody to take for a request. It fits the rule.
 const HIDDEN: &str = "GET /hidden HTTP/1.1\r\nHost: app.test\r\nx-user: adam\r\n\r\n";
@@ -161,4 +167,38 @@ async fn b05_bodies_beyond_doubt_hide_nothing() -> Result<()> {
 #[ignore = "needs root: cargo xtask test"]
 async fn b05_nothing_behind_the_end_of_a_connection_is_a_request() -> Result<()> {
     on_stage("b05_behind", async |stage| send_all(stage, &framed::behind_the_end()).await).await
+}
+
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn b05_nothing_behind_an_answer_that_ends_the_connection_is_a_request() -> Result<()> {
+    on_stage("b05_last_answer", async |stage| {
+        // The caller asks again, on another connection: a laptop that served this as well would serve it twice.
+        for (port, last) in [(PORT, "1.1 200 OK\r\nConnection: Close"), (SECOND_PORT, "1.0 200 OK")] {
+            let answer = format!("HTTP/{last}\r\nContent-Length: 2\r\n\r\nok");
+            let script = Script::new().read_until(b"\r\n\r\n").send(answer.as_bytes());
+            let pod = RawApp::start(&stage.pod, on(port), script)?;
+            let laptop = RawApp::start(&stage.laptop, on(port), Script::new())?;
+            let both = Text::new(&format!("GET / HTTP/1.1\r\nHost: app.test\r\nx-user: eva\r\n\r\n{HIDDEN}"), false);
+            let script = Script::new().send(&both.bytes).read(answer.len()).half_close();
+            let caller = RawCaller::connect(&stage.caller, stage.pod.at(port), script).await?;
+            let seen = caller.ended(SOON).await?;
+            ensure!(seen.bytes == answer.as_bytes(), "the caller has got {seen}");
+            same(&pod.ended(0, SOON).await?, &both.bytes)?;
+            ensure!(laptop.connections().is_empty(), "the laptop has got something");
+        }
+        // One that does not end it is followed by another.
+        ensure!(wires(stage).await?["closing"] == 2, "{:?}", wires(stage).await?);
+        let free = async |host, name| {
+            eventually(SOON, "the port is free", || async { Http1App::start(host, on(PORT), name) }).await
+        };
+        let _apps = (free(&stage.pod, POD).await?, free(&stage.laptop, LAPTOP).await?);
+        let mut caller = Http1Caller::connect(&stage.caller, stage.app()).await?;
+        caller.send(&[&request("GET", "/", &[OTHER], b""), HIDDEN.as_bytes()].concat()).await?;
+        for by in [POD, LAPTOP] {
+            ensure!(caller.response("GET").await?.answered_by() == Some(by), "not by {by}");
+        }
+        Ok(())
+    })
+    .await
 }

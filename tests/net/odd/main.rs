@@ -6,6 +6,9 @@
 mod memory;
 mod others;
 mod pipelines;
+#[path = "../deciding/random.rs"]
+mod random;
+mod real;
 mod servers;
 mod silence;
 mod upgrades;

@@ -6,7 +6,7 @@ use std::{convert::Infallible, net::SocketAddr, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use futures_util::future::try_join_all;
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::{BodyExt as _, Collected, Full};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use sluice_tests::{
@@ -68,7 +68,7 @@ fn slow_app(host: &Host, port: u16) -> Result<AbortOnDropHandle<()>> {
 async fn slowly(name: String, request: hyper::Request<Incoming>) -> Result<hyper::Response<Full<Bytes>>, Infallible> {
     let slowness = request.headers().get(SLOWNESS).and_then(|value| value.to_str().ok()?.parse().ok());
     let target = request.uri().path().to_owned();
-    let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+    let body = request.into_body().collect().await.map(Collected::to_bytes).unwrap_or_default();
     tokio::time::sleep(Duration::from_millis(slowness.unwrap_or_default())).await;
     let answer = hyper::Response::builder().header(ANSWERED_BY, name).header("x-target", target).body(Full::new(body));
     Ok(answer.unwrap_or_default())
@@ -100,7 +100,7 @@ async fn b04_pipelined_requests_are_answered_in_order_however_slow_each_is() -> 
     let run = |caller: usize| {
         let asks = (0..REQUESTS).map(|number| {
             // Numbers without a common pattern: all kinds meet all kinds.
-            let taken = (number + caller) % 3 == 0 || number % 7 == 2;
+            let taken = (number + caller).is_multiple_of(3) || number % 7 == 2;
             let slowness = [0, 0, 40, 5, 0][(number * 3 + caller) % 5];
             let (method, size) = [("GET", 0), ("POST", 90_000), ("HEAD", 0), ("PUT", 10)][(number * 5 + caller) % 4];
             Ask::new(number, method, taken, slowness, size)

@@ -64,7 +64,7 @@ async fn b07_the_whole_websocket_goes_to_the_side_that_its_request_is_for() -> R
     for (header, by) in [(OTHER, "pod"), (MATCHING, "laptop"), (MATCHING, "laptop"), (OTHER, "pod")] {
         let mut ask = format!("ws://{to}/chat").into_client_request()?;
         ask.headers_mut().insert(header.0, header.1.parse()?);
-        let (mut socket, answer) = client_async(ask, ruled.stage.caller.connect(to).await?).await?;
+        let (mut socket, answer) = Box::pin(client_async(ask, ruled.stage.caller.connect(to).await?)).await?;
         ensure!(answer.status() == 101, "{answer:?}");
         let greeting = next(&mut socket).await?;
         ensure!(greeting == Message::text(by), "{header:?}: {greeting} instead of {by}");

@@ -162,3 +162,45 @@ async fn a13_zero_window() -> Result<()> {
     ];
     Theatre::new("a13_window", scenes.len()).await?.play(&scenes).await
 }
+
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn a13_ends_between_requests() -> Result<()> {
+    let scenes: [fn(Way) -> Scene; 5] = [
+        |way| {
+            let (request, answer) = (request(way, SOME), kept_alive(SOME));
+            Scene::new("the app closes a connection that could have gone on")
+                .caller(Script::new().send(&request).hold())
+                .app(Script::new().read(request.len()).send(&answer).close())
+                .of_app_only()
+        },
+        |way| {
+            let (request, answer) = (request(way, SOME), kept_alive(SOME));
+            Scene::new("the app resets a connection that could have gone on")
+                .caller(Script::new().send(&request).read(answer.len()).hold())
+                .app(Script::new().read(request.len()).send(&answer).hold().reset())
+                .of_app_only()
+        },
+        |way| {
+            let (request, answer) = (request(way, SOME), kept_alive(SOME));
+            Scene::new("the caller resets a connection that could have gone on")
+                .caller(Script::new().send(&request).read(answer.len()).hold().reset())
+                .app(Script::new().read(request.len()).send(&answer))
+        },
+        |way| {
+            let (request, answer) = (request(way, 10), kept_alive(10));
+            Scene::new("the caller closes in the middle of the next head")
+                .caller(Script::new().send(&request).read(answer.len()).send(b"GET /next HTTP/1.1\r\nHo").half_close())
+                .app(Script::new().read(request.len()).send(&answer))
+                .of_app_only()
+        },
+        |way| {
+            let (request, answer) = (request(way, 10), kept_alive(SOME));
+            Scene::new("the app has sent all, then the caller asks again")
+                .caller(Script::new().send(&request).read_to_end().send(&request))
+                .app(Script::new().read(request.len()).send(&answer).half_close())
+                .of_app_only()
+        },
+    ];
+    Theatre::new("a13_between", scenes.len()).await?.play(&scenes).await
+}

@@ -31,6 +31,12 @@ fn framing_of_requests() {
         Upgrade::H2c
     );
     assert_eq!(head("GET / HTTP/1.1\r\nUpgrade: h2c\r\n\r\n").upgrade, Upgrade::None);
+    for several in
+        ["Upgrade: websocket\r\nUpgrade: h2c", "Upgrade: h2c\r\nUpgrade: websocket", "Upgrade: h2c, websocket"]
+    {
+        let head = head(&format!("GET / HTTP/1.1\r\nConnection: Upgrade\r\n{several}\r\n\r\n"));
+        assert_eq!(head.upgrade, Upgrade::Other, "{several}");
+    }
     assert!(head("PUT / HTTP/1.1\r\n\r\n").idempotent && !head("POST / HTTP/1.1\r\n\r\n").idempotent);
 }
 
@@ -54,6 +60,9 @@ fn doubtful_requests_are_doubted() {
         ("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", Doubt::Coding),
         ("CONNECT a:1 HTTP/1.1\r\n\r\n", Doubt::Connect),
         ("GET /\r\n\r\n", Doubt::NotHttp),
+        ("get / HTTP/1.1\r\n\r\n", Doubt::NotHttp),
+        ("\nGET / HTTP/1.1\r\n\r\n", Doubt::NotHttp),
+        ("ABCDEFGHIJKLMNOPQRSTUVWXYZABCDEFG / HTTP/1.1\r\n\r\n", Doubt::NotHttp),
         ("PRI * HTTP/2.0\r\n\r\n", Doubt::NotHttp),
         ("\x16\x03\x01\x02", Doubt::NotHttp),
     ];
