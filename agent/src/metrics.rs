@@ -45,7 +45,7 @@ pub enum Decision {
 /// What became of a copy for a wiretap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// All of it is with the client.
+    /// All of it went into the connection to the client.
     Sent,
     /// The client was away or too slow, or the caller broke off.
     Lost,

@@ -119,7 +119,7 @@ impl Copy {
         Self { metrics: metrics.clone(), rule: rule.clone(), outcome: Outcome::Lost }
     }
 
-    /// All of it is with the client.
+    /// All of it went into the connection to the client.
     pub(crate) fn sent(mut self) {
         self.outcome = Outcome::Sent;
     }

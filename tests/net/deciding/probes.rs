@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use serde_json::json;
 use sluice_tests::{
-    Agent, Client, Host,
+    Agent, Client, Host, eventually,
     peers::{
         http1::{Http1App, Http1Caller},
         http2::{Http2App, Http2Caller},
@@ -59,7 +59,10 @@ async fn c11_probes_are_answered_by_the_app_unless_a_rule_includes_them() -> Res
     ensure!(agent.counter("passed").await? == 10);
     drop((stuck, breakpoint));
 
-    let _locals = (Http1App::start(laptop, on(PORT), LAPTOP)?, Http2App::start(laptop, on(SECOND_PORT), LAPTOP)?);
+    let start = || async {
+        anyhow::Ok((Http1App::start(laptop, on(PORT), LAPTOP)?, Http2App::start(laptop, on(SECOND_PORT), LAPTOP)?))
+    };
+    let _locals = eventually(SOON, "the ports are free again", start).await?;
     ensure!(over_http1(caller, pod, NO_PROBE).await?.as_deref() == Some(LAPTOP));
     ensure!(over_http2(caller, pod, NO_PROBE).await?.as_deref() == Some(LAPTOP));
     ensure!(over_http1(caller, pod, HTTP_PROBE).await?.as_deref() == Some(POD));

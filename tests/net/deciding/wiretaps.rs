@@ -330,9 +330,10 @@ async fn b16_a_slow_or_dead_onlooker_loses_copies_and_delays_nobody() -> Result<
         ensure!(http2.get("/", &[]).await?.answered_by() == Some(POD));
         ensure!(begin.elapsed() < AT_ONCE, "{number} took {:?}", begin.elapsed());
     }
-    eventually(Duration::from_secs(15), "all of these are lost", || async {
+    // Those that went into a connection that nobody knows to be dead are not known to be lost either.
+    eventually(Duration::from_secs(15), "all that had to be accepted are lost", || async {
         let more = agent.counter("lost").await? - lost;
-        ensure!(more >= 60, "{more}");
+        ensure!(more >= 40, "{more}");
         Ok(())
     })
     .await?;

@@ -77,6 +77,7 @@ async fn a12_connections_from_before_stay_with_the_app_and_are_counted() -> Resu
     }
     // The one that the agent has goes on, and the next intercept does not take it for one from before.
     agent.set_rules(&Rule::file(&[stage.header("a12", &[PORT])])).await?;
+    agent.connected(&stage.key).await?;
     ensure!(on(&mut steered).await? == "laptop");
     exist(&agent, 2).await?;
     for connection in [&mut used, &mut busy] {
