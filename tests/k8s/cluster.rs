@@ -9,6 +9,7 @@ use nix::{
 };
 use serde_json::{Value, json};
 use sluice_tests::{
+    binaries,
     cluster::{self, Cluster, Folder, Namespace},
     eventually,
     peers::http1::Http1Caller,

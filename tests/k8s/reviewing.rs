@@ -188,7 +188,16 @@ async fn start_with(stage: &Stage, arguments: Option<&[&str]>) -> Result<()> {
     let patch = ["patch", "deployment/sluice-webhook", "--type=json", "--patch", &patch];
     system::kubectl(&stage.cluster, &patch).run().await?;
     let wait = ["rollout", "status", "deployment/sluice-webhook", "--timeout=120s"];
-    system::kubectl(&stage.cluster, &wait).within(LIMIT).run().await.map(drop)
+    system::kubectl(&stage.cluster, &wait).within(LIMIT).run().await?;
+    // Two that have other lives in mind must not turn one authority: what is early for one is late for the other.
+    eventually(LIMIT, "the replicas of before are gone", || async {
+        let pods = ["get", "pods", "--selector=app.kubernetes.io/name=sluice-webhook"];
+        let pods: Value = system::kubectl(&stage.cluster, &pods).json().await?;
+        let pods = pods["items"].as_array().context("no pods")?;
+        ensure!(pods.len() == 2 && pods.iter().all(|pod| pod["metadata"]["deletionTimestamp"].is_null()), "{pods:?}");
+        Ok(())
+    })
+    .await
 }
 
 /// An authority at the end of its life, with its key.
