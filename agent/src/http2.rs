@@ -125,9 +125,10 @@ pub(crate) enum Switched {
 }
 
 /// Whether `bytes`, behind `before`, may be the beginning of what a server of HTTP/2 sends: `SETTINGS` on stream 0 (RFC
-/// 9113 §3.4). It may do so as soon as it has accepted, so here an app that speaks first is no other protocol.
+/// 9113 §3.4). It may do so as soon as it has accepted, so here an app that speaks first is no other protocol. No settings
+/// take 64 KiB: the first byte tells them from nearly everything else, such as a prompt of two letters.
 pub(crate) fn may_greet(before: &[u8], bytes: &[u8]) -> bool {
-    let header = [None, None, None, Some(TYPE_SETTINGS), Some(0), Some(0), Some(0), Some(0), Some(0)];
+    let header = [Some(0), None, None, Some(TYPE_SETTINGS), Some(0), Some(0), Some(0), Some(0), Some(0)];
     before.len() + bytes.len() <= MAX_GREETING
         && before.iter().chain(bytes).zip(header).all(|(&byte, wanted)| wanted.is_none_or(|wanted| wanted == byte))
 }

@@ -123,10 +123,6 @@ pub(super) async fn divert(
                 relay.up.buf.advance(sent);
                 return Ok(Diverted::Http2 { rule, stream, first });
             }
-            Outcome::UntilEnd => {
-                metrics.rule(&rule, Decision::Diverted);
-                return until_end(relay, stream, out).await;
-            }
             // The local server may close an idle connection just when the next request is sent to it, as any server.
             Outcome::Unanswered | Outcome::Silent | Outcome::Reset(_) if reused && whole => {
                 if !head.idempotent {
@@ -261,20 +257,6 @@ async fn switched(relay: &mut Relay, mut stream: QuicDuplex, out: BytesMut, sent
     unsent.advance(sent);
     let start = JoinStart { to_a: out.freeze(), to_b: unsent.freeze() };
     join_with(&mut relay.steered.caller, &mut stream, start).await;
-    Ok(Diverted::Closed)
-}
-
-/// Passes an answer on that only its end can end. What the caller sends meanwhile was not decided, so it goes nowhere.
-async fn until_end(relay: &mut Relay, mut stream: QuicDuplex, out: BytesMut) -> Result<Diverted, End> {
-    let caller = &mut relay.steered.caller;
-    let copied = async {
-        caller.write_all(&out).await?;
-        tokio::io::copy(&mut stream, caller).await
-    };
-    match copied.await {
-        Ok(_) => linger(caller).await,
-        Err(_) => caller.abort(),
-    }
     Ok(Diverted::Closed)
 }
 

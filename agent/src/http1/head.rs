@@ -101,6 +101,8 @@ struct Fields {
     keep_alive: bool,
     upgrade: bool,
     protocol: Option<Upgrade>,
+    /// Why they do not say how long the body is.
+    doubt: Option<Doubt>,
 }
 
 /// Reads the head at the beginning of `bytes` and asks `decide` about it.
@@ -132,10 +134,10 @@ pub fn parse_request<R>(bytes: &[u8], decide: impl FnOnce(&RequestView<'_>) -> R
     if method == "CONNECT" {
         return Parsed::Doubt(Doubt::Connect);
     }
-    let fields = match Fields::read(request.headers, minor) {
-        Ok(fields) => fields,
-        Err(doubt) => return Parsed::Doubt(doubt),
-    };
+    let fields = Fields::read(request.headers, minor);
+    if let Some(doubt) = fields.doubt {
+        return Parsed::Doubt(doubt);
+    }
     let head = RequestHead {
         len,
         body: if fields.chunked { Body::CHUNKED } else { Body::Length(fields.length.unwrap_or(0)) },
@@ -171,12 +173,11 @@ pub fn parse_response(bytes: &[u8], kind: RequestKind) -> Parsed<ResponseHead> {
         return Parsed::Doubt(Doubt::Response);
     };
     let bodiless = kind == RequestKind::Head || matches!(status, 100..=199 | 204 | 304);
-    let fields = match Fields::read(response.headers, minor) {
-        Ok(fields) => fields,
-        // Without a body there is nothing to disagree about; a HEAD's or 304's lengths are only claims.
-        Err(_) if bodiless => Fields::default(),
-        Err(_) => return Parsed::Doubt(Doubt::Response),
-    };
+    let fields = Fields::read(response.headers, minor);
+    // Without a body there is nothing to disagree about; a HEAD's or 304's lengths are only claims.
+    if fields.doubt.is_some() && !bodiless {
+        return Parsed::Doubt(Doubt::Response);
+    }
     let body = match fields.length {
         _ if bodiless => Body::EMPTY,
         _ if fields.chunked => Body::CHUNKED,
@@ -212,20 +213,21 @@ fn has_bare_lf(head: &[u8]) -> bool {
 // === impl Fields ===
 
 impl Fields {
-    fn read(headers: &[Header<'_>], minor: u8) -> Result<Self, Doubt> {
+    fn read(headers: &[Header<'_>], minor: u8) -> Self {
         let mut fields = Self::default();
         for header in headers {
             // By length first: nearly every header is none of these.
             match header.name.len() {
                 14 if header.name.eq_ignore_ascii_case("content-length") => {
-                    let length = parse_length(header.value).ok_or(Doubt::Length)?;
-                    if fields.length.replace(length).is_some() {
-                        return Err(Doubt::Length);
+                    let length = parse_length(header.value);
+                    if length.is_none() || fields.length.is_some() {
+                        fields.doubt = Some(Doubt::Length);
                     }
+                    fields.length = length;
                 }
                 17 if header.name.eq_ignore_ascii_case("transfer-encoding") => {
                     if fields.chunked || minor == 0 || !header.value.trim_ascii().eq_ignore_ascii_case(b"chunked") {
-                        return Err(Doubt::Coding);
+                        fields.doubt = Some(Doubt::Coding);
                     }
                     fields.chunked = true;
                 }
@@ -240,9 +242,9 @@ impl Fields {
             }
         }
         if fields.chunked && fields.length.is_some() {
-            return Err(Doubt::Length);
+            fields.doubt.get_or_insert(Doubt::Length);
         }
-        Ok(fields)
+        fields
     }
 
     fn connection(&mut self, value: &[u8]) {

@@ -198,6 +198,7 @@ mod tests {
             (Head, "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nX", 38, false),
             (Other, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 1\r\n\r\nXY", 58, true),
             (Other, "HTTP/1.0 200 OK\r\nContent-Length: 1\r\n\r\nXY", 39, true),
+            (Other, "HTTP/1.1 304 No\r\nContent-Length: x\r\nConnection: close\r\n\r\nX", 57, true),
             (Other, "HTTP/1.1 200 OK\r\n\r\nuntil the end", 32, true),
         ] {
             assert_eq!(end_of(kind, answer.as_bytes()), (end, close), "{answer}");

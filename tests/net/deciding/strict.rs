@@ -3,6 +3,7 @@
 //!
 //! Every text is sent twice, not fitting the rule and fitting it, and both sides' bytes are compared.
 
+mod answers;
 mod doubts;
 mod framed;
 mod heads;

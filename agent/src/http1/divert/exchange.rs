@@ -49,6 +49,8 @@ pub(super) struct Exchange<'a> {
     fin_sent: bool,
     /// To the caller.
     pub(super) out: BytesMut,
+    /// The answer cannot be framed: it goes on until the local process closes.
+    unframed: bool,
     /// The answer has ended; the value says whether the server closes after it.
     answered: Option<bool>,
     /// More came than the answer: the stream is of no further use.
@@ -73,8 +75,6 @@ pub(super) enum Outcome {
     Wire(Doubt),
     /// The same with HTTP/2, of which these bytes have come.
     Http2(Bytes),
-    /// The answer cannot be framed: it goes on until the stream ends.
-    UntilEnd,
     /// The client went away before anything of the answer had come.
     Unanswered,
     /// The local process closed its connection instead of an answer.
@@ -104,6 +104,7 @@ impl<'a> Exchange<'a> {
             deaf: false,
             fin_sent: false,
             out: BytesMut::new(),
+            unframed: false,
             answered: None,
             spoiled: false,
             closed: false,
@@ -210,7 +211,7 @@ impl<'a> Exchange<'a> {
                 Poll::Pending => break,
             }
         }
-        if !self.answers.untouched() || self.ready > KEPT {
+        if !self.untouched() || self.ready > KEPT {
             self.forget();
         }
         let up = &self.relay.up;
@@ -242,7 +243,8 @@ impl<'a> Exchange<'a> {
             if result.is_err() || bytes.is_empty() {
                 return Poll::Ready(self.ended(result));
             }
-            let (pass, outcome) = match self.answers.follow(bytes) {
+            let followed = if self.unframed { Followed::All } else { self.answers.follow(bytes) };
+            let (pass, outcome) = match followed {
                 Followed::All => (bytes.len(), None),
                 Followed::End { at, close } => {
                     self.answered = Some(close);
@@ -253,7 +255,10 @@ impl<'a> Exchange<'a> {
                     (at, Some(Outcome::Http2(Bytes::copy_from_slice(&bytes[at..]))))
                 }
                 Followed::Switched { .. } => (bytes.len(), Some(Outcome::Switched)),
-                Followed::Doubt { .. } => (bytes.len(), Some(Outcome::UntilEnd)),
+                Followed::Doubt { .. } => {
+                    self.unframed = true;
+                    (bytes.len(), None)
+                }
             };
             let written = match Pin::new(&mut self.relay.steered.caller).poll_write(cx, &bytes[..pass]) {
                 Poll::Ready(written) => written.map_err(End::Caller)?,
@@ -266,11 +271,16 @@ impl<'a> Exchange<'a> {
         }
     }
 
+    /// Whether nothing of the answer has come.
+    fn untouched(&self) -> bool {
+        self.answers.untouched() && !self.unframed
+    }
+
     /// The client's stream has ended.
     fn ended(&mut self, how: io::Result<()>) -> Result<Outcome, End> {
-        let untouched = self.answers.untouched();
+        let untouched = self.untouched();
         match how {
-            Ok(()) if self.answers.close() => {
+            Ok(()) if self.unframed || self.answers.close() => {
                 self.closed = true;
                 self.answered = Some(true);
                 Ok(Outcome::Answered { close: true, complete: false })
