@@ -158,6 +158,7 @@ pub(crate) fn message(port: u16) -> Open {
         port,
         peer: "10.1.0.7:40112".parse().unwrap(),
         destination: "10.1.0.2:8080".parse().unwrap(),
+        copy: false,
     }
 }
 

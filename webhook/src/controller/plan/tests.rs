@@ -122,11 +122,11 @@ fn a12_connections_from_before_are_told_for_each_pod() {
 #[test]
 fn b16_two_wiretaps_stand_beside_an_intercept() {
     let mut taps = [intercept("one", 1, None, &numbered()), intercept("two", 2, Some("ann"), &numbered())];
-    taps.iter_mut().for_each(|tap| tap.spec.mode = sluice_protocol::rules::Mode::Wiretap);
+    taps.iter_mut().for_each(|tap| tap.spec.mode = rules::Mode::Wiretap);
     let own = intercept("own", 3, None, &numbered());
     let plan = look(&[&taps[0], &taps[1], &own], &[pod("a")], &[], false, at(7));
     assert_eq!(rules(&plan, "a"), ["one", "two", "own"]);
-    assert_eq!(plan.rules["uid-a"][0].rule.mode, sluice_protocol::rules::Mode::Wiretap);
+    assert_eq!(plan.rules["uid-a"][0].rule.mode, rules::Mode::Wiretap);
 }
 
 #[test]
