@@ -104,7 +104,7 @@ async fn a12_connections_from_before_end_where_a_rule_asks_for_it_and_no_others_
     let rules = |reset: bool| {
         let rule = stage.header("a12", &[PORT]).with("resetExisting", json!(reset));
         let mut file: Value = serde_json::from_str(&Rule::file(&[rule]))?;
-        file["exempt"] = json!([stage.laptop.at(0).ip()]);
+        file["exempt"] = json!([format!("{}/32", stage.laptop.at(0).ip())]);
         anyhow::Ok(file.to_string())
     };
     let agent = Agent::start(pod, &rules(false)?).await?;
@@ -132,6 +132,7 @@ async fn a12_connections_from_before_end_where_a_rule_asks_for_it_and_no_others_
         ensure!(asked(caller, pod.at(PORT), header).await? == expected, "who connects again");
     }
 
+    drop(steered);
     // At the creation, too: the same with an agent that comes with the rule.
     ensure!(agent.terminate().await?.success());
     let mut idle = Http1Caller::connect(caller, pod.at(PORT)).await?;
