@@ -29,8 +29,8 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    app::Before,
     connection::Shared,
+    existing::Existing,
     hub::ClientStatus,
     kernel::{Held, Kernel, KernelCounters, ReadError},
     metrics::{Decision, Outcome},
@@ -44,7 +44,7 @@ const ASK_AGAIN: Duration = Duration::from_millis(20);
 pub(crate) struct Admin {
     pub(crate) shared: Arc<Shared>,
     pub(crate) kernel: Arc<Mutex<Kernel>>,
-    pub(crate) before: Arc<Mutex<Before>>,
+    pub(crate) existing: Arc<Mutex<Existing>>,
     pub(crate) key_hash: KeyHash,
     pub(crate) tunnel: SocketAddr,
     pub(crate) rules: Arc<Mutex<RulesStatus>>,
@@ -158,10 +158,10 @@ impl Admin {
     }
 
     /// Connections from before, as they are now.
-    fn before(&self) -> MutexGuard<'_, Before> {
-        let mut before = self.before.lock().unwrap_or_else(PoisonError::into_inner);
-        before.look();
-        before
+    fn existing(&self) -> MutexGuard<'_, Existing> {
+        let mut existing = self.existing.lock().unwrap_or_else(PoisonError::into_inner);
+        existing.look();
+        existing
     }
 
     fn metrics(&self) -> Result<Response<Full<Bytes>>, ReadError> {
@@ -187,10 +187,9 @@ impl Admin {
         );
         add("kernel_attached", "gauge", "Whether the kernel program is attached", u64::from(held.attached));
         add("kernel_ports", "gauge", "Ports that the kernel steers", held.ports.len() as u64);
-        let before = self.before();
-        let existing: usize = held.ports.iter().map(|port| before.existing.count(port.port)).sum();
-        drop(before);
-        add("kernel_existing", "gauge", "Connections from before their port was steered", existing as u64);
+        let (existing, ports) = (self.existing(), &held.ports);
+        let existing = ports.iter().map(|port| existing.count(port.port) as u64).sum();
+        add("kernel_existing", "gauge", "Connections from before their port was steered", existing);
         add("clients", "gauge", "Clients that are connected", self.shared.hub.clients().len() as u64);
         // The encoder ends its text with this line; what was added must come before it.
         let mut body = body.replace("# EOF\n", "");
@@ -204,11 +203,11 @@ impl Admin {
     fn status(&self) -> Result<Response<Full<Bytes>>, ReadError> {
         let (held, kernel) = self.kernel()?;
         let metrics = &self.shared.metrics;
-        let before = self.before();
+        let existing = self.existing();
         let ports = held.ports.iter().map(|p| PortStatus {
             port: p.port,
             protocol: p.protocol.to_string(),
-            existing_connections: before.existing.count(p.port),
+            existing_connections: existing.count(p.port),
         });
         let status = Status {
             version: env!("CARGO_PKG_VERSION"),
@@ -219,7 +218,7 @@ impl Admin {
                 attached: held.attached,
                 ports: ports.collect(),
                 exempt: held.exempt.into_iter().collect(),
-                reset_error: before.error.clone(),
+                reset_error: existing.reset_error().map(str::to_owned),
             },
             clients: self.shared.hub.clients(),
             counters: Counters {

@@ -71,7 +71,7 @@ const CLEARING: Duration = Duration::from_millis(100);
 struct Rules {
     shared: Arc<Shared>,
     kernel: Arc<Mutex<Kernel>>,
-    before: Arc<Mutex<Before>>,
+    existing: Arc<Mutex<Existing>>,
     admission: Arc<Admission>,
     status: Arc<Mutex<RulesStatus>>,
     /// What of the controller is in force.
@@ -79,16 +79,6 @@ struct Rules {
     /// Whether there are rules, if only to intercept nothing.
     ready: Arc<AtomicBool>,
     news_tx: watch::Sender<()>,
-}
-
-/// Connections from before the rules.
-#[derive(Debug, Default)]
-pub(crate) struct Before {
-    pub(crate) existing: Existing,
-    /// Ports on which they are to be reset.
-    reset: BTreeSet<u16>,
-    /// Why they were not.
-    pub(crate) error: Option<String>,
 }
 
 /// Where rules come from.
@@ -164,7 +154,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let rules = Rules {
         shared: shared.clone(),
         kernel: Arc::new(Mutex::new(kernel)),
-        before: Arc::default(),
+        existing: Arc::default(),
         admission: admission.clone(),
         status: Arc::default(),
         assigned: Arc::default(),
@@ -189,7 +179,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let admin = Arc::new(Admin {
         shared: shared.clone(),
         kernel: rules.kernel.clone(),
-        before: rules.before.clone(),
+        existing: rules.existing.clone(),
         key_hash: identity.hash(),
         tunnel: tunnel_address,
         rules: rules.status.clone(),
@@ -213,8 +203,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             biased;
             () = stop.asked() => break,
             () = source.follow(&rules) => {}
-            () = tokio::time::sleep(CLEARING), if lock(&rules.before).existing.is_unclear() => {
-                lock(&rules.before).look();
+            () = tokio::time::sleep(CLEARING), if lock(&rules.existing).is_unclear() => {
+                lock(&rules.existing).look();
                 rules.news_tx.send_replace(());
             }
         }
@@ -399,7 +389,7 @@ impl Rules {
 
     /// What there is to report to the controller, whenever it is called.
     fn report(&self, key_hash: KeyHash, tunnel_port: u16) -> Box<dyn Fn() -> Report + Send + Sync> {
-        let (shared, kernel, before) = (self.shared.clone(), self.kernel.clone(), self.before.clone());
+        let (shared, kernel, existing) = (self.shared.clone(), self.kernel.clone(), self.existing.clone());
         let (assigned, status) = (self.assigned.clone(), self.status.clone());
         Box::new(move || {
             let held = lock(&kernel).held();
@@ -407,8 +397,8 @@ impl Rules {
                 let key = PortKey { port, protocol: Protocol::Tcp };
                 held.as_ref().is_ok_and(|held| held.attached && held.ports.contains(&key))
             };
-            let mut before = lock(&before);
-            before.look();
+            let mut existing = lock(&existing);
+            existing.look();
             let assigned = lock(&assigned);
             let intercepts = assigned.intercepts.iter().map(|assigned| {
                 let rule = &assigned.rule;
@@ -419,8 +409,8 @@ impl Rules {
                     programmed: ports().all(has),
                     connected: shared.hub.is_connected(&rule.client.key_hash),
                     counters: shared.metrics.counters(&rule.name, ports()),
-                    existing_connections: ports().map(|port| before.existing.count(port) as u64).sum(),
-                    reset_error: before.error.clone().filter(|_| rule.reset_existing),
+                    existing_connections: ports().map(|port| existing.count(port) as u64).sum(),
+                    reset_error: existing.reset_error().filter(|_| rule.reset_existing).map(str::to_owned),
                 }
             });
             Report {
@@ -438,7 +428,6 @@ impl Rules {
     fn apply(&self, file: &RuleFile) -> anyhow::Result<()> {
         let set = RuleSet::compile(file)?;
         let ports: BTreeSet<PortKey> = set.ports().map(|port| PortKey { port, protocol: Protocol::Tcp }).collect();
-        let set_ports: BTreeSet<u16> = set.ports().collect();
         let resetting = file.intercepts.iter().filter(|intercept| intercept.reset_existing);
         let reset = resetting.flat_map(|intercept| intercept.ports.iter().map(|port| port.port.get())).collect();
         let keys: BTreeSet<_> = file.intercepts.iter().map(|i| i.client.key_hash).collect();
@@ -448,7 +437,7 @@ impl Rules {
             return Err(anyhow::Error::from(error).context("the kernel does not take the rules"));
         }
         // Only now: what had come in between would have been missed by both.
-        lock(&self.before).change(&set_ports, reset, &file.exempt);
+        lock(&self.existing).change(&ports.iter().map(|key| key.port).collect(), reset, &file.exempt);
         self.admission.allow(keys.clone());
         self.shared.hub.keep_only(&keys);
         let named = |name: &str| file.intercepts.iter().any(|intercept| intercept.name == name);
@@ -465,36 +454,6 @@ impl Rules {
             "rules in force"
         );
         Ok(())
-    }
-}
-
-// === impl Before ===
-
-impl Before {
-    /// These ports are steered now; those of `reset` belong to rules that want none of these connections.
-    fn change(&mut self, ports: &BTreeSet<u16>, reset: BTreeSet<u16>, exempt: &[ipnet::IpNet]) {
-        self.reset = reset;
-        self.error = None;
-        if let Err(error) = self.existing.steered(ports, exempt) {
-            tracing::warn!(%error, "the kernel does not tell which connections were open before");
-        }
-        self.look();
-    }
-
-    /// Sees which of them are left, and resets those that are not wanted.
-    pub(crate) fn look(&mut self) {
-        if let Err(error) = self.existing.look() {
-            tracing::warn!(%error, "the kernel does not tell which connections are still open");
-        }
-        // What failed once fails again, until the rules change.
-        if self.error.is_some() {
-            return;
-        }
-        let failed = self.reset.iter().try_for_each(|&port| self.existing.reset(port)).err();
-        self.error = failed.map(|error| format!("{:#}", anyhow::Error::from(error)));
-        if let Some(error) = &self.error {
-            tracing::error!(error, "connections from before stay with the app");
-        }
     }
 }
 

@@ -9,40 +9,23 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    io,
     time::{Duration, Instant},
 };
 
 use ipnet::IpNet;
 
-use crate::{dialer::is_own_source, netlink::Request};
+mod sockets;
+
+use self::sockets::{own_inodes, sockets};
+use crate::dialer::is_own_source;
 
 /// The agent accepts what was steered within a fraction of this. What is not accepted by then is the app's.
 const CLEAR_AFTER: Duration = Duration::from_secs(1);
 
-// Numbers of the Linux ABI.
-const SOCK_DIAG_BY_FAMILY: u16 = 20;
-const SOCK_DESTROY: u16 = 21;
-const NLM_F_REQUEST: u16 = 0x1;
-const NLM_F_ACK: u16 = 0x4;
-const NLM_F_DUMP: u16 = 0x300;
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
-const IPPROTO_TCP: u8 = 6;
-const TCP_ESTABLISHED: u8 = 1;
-const TCP_SYN_RECV: u8 = 3;
-const TCP_FIN_WAIT1: u8 = 4;
-const TCP_FIN_WAIT2: u8 = 5;
-const TCP_CLOSE_WAIT: u8 = 8;
-/// Length of `inet_diag_sockid`, and where it stands in `inet_diag_msg`.
-const ID: usize = 48;
-const ID_AT: usize = 4;
-const INODE_AT: usize = 68;
-
 /// Why connections could not be reset.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ResetError {
+enum ResetError {
     /// The kernel cannot do it for anybody.
     #[error(
         "connections from before cannot be reset: the kernel was built without CONFIG_INET_DIAG_DESTROY; restart the app, or \
@@ -54,10 +37,14 @@ pub(crate) enum ResetError {
     Refused(#[source] io::Error),
 }
 
-/// Connections from before, by port.
+/// Connections from before.
 #[derive(Debug, Default)]
 pub(crate) struct Existing {
     ports: BTreeMap<u16, Before>,
+    /// Ports on which they are not wanted.
+    reset: BTreeSet<u16>,
+    /// Why they were not reset.
+    error: Option<String>,
 }
 
 #[derive(Debug)]
@@ -67,21 +54,52 @@ struct Before {
     unclear: BTreeSet<u64>,
 }
 
-/// A socket as the kernel describes it.
-#[derive(Debug)]
-struct Socket {
-    family: u8,
-    id: [u8; ID],
-    peer: IpAddr,
-    inode: u32,
-}
-
 // === impl Existing ===
 
 impl Existing {
-    /// These ports are steered now, and connections from `exempt` are not meant by any rule. Of a port that was steered
-    /// before, nothing new is from before.
-    pub(crate) fn steered(&mut self, ports: &BTreeSet<u16>, exempt: &[IpNet]) -> io::Result<()> {
+    /// These ports are steered now, those of `reset` for rules that want no connection from before. Connections from `exempt`
+    /// are not meant by any rule.
+    pub(crate) fn change(&mut self, ports: &BTreeSet<u16>, reset: BTreeSet<u16>, exempt: &[IpNet]) {
+        (self.reset, self.error) = (reset, None);
+        if let Err(error) = self.steered(ports, exempt) {
+            tracing::warn!(%error, "the kernel does not tell which connections were open before");
+        }
+        self.look();
+    }
+
+    /// Sees which are left, and resets those that are not wanted.
+    pub(crate) fn look(&mut self) {
+        if let Err(error) = self.see() {
+            tracing::warn!(%error, "the kernel does not tell which connections are still open");
+        }
+        // What has failed fails again, until the rules change.
+        if self.error.is_some() {
+            return;
+        }
+        let failed = self.reset.clone().into_iter().try_for_each(|port| self.reset(port)).err();
+        self.error = failed.map(|error| format!("{:#}", anyhow::Error::from(error)));
+        if let Some(error) = &self.error {
+            tracing::error!(error, "connections from before stay with the app");
+        }
+    }
+
+    /// How many there are on a port, as of the last look.
+    pub(crate) fn count(&self, port: u16) -> usize {
+        self.ports.get(&port).map_or(0, |before| before.connections.len())
+    }
+
+    /// Why they are still there although they are not wanted.
+    pub(crate) fn reset_error(&self) -> Option<&str> {
+        self.error.as_deref()
+    }
+
+    /// Whether looking again will tell more.
+    pub(crate) fn is_unclear(&self) -> bool {
+        self.ports.values().any(|before| !before.unclear.is_empty())
+    }
+
+    /// Of a port that was steered before, nothing new is from before.
+    fn steered(&mut self, ports: &BTreeSet<u16>, exempt: &[IpNet]) -> io::Result<()> {
         self.ports.retain(|port, _| ports.contains(port));
         for &port in ports.iter().filter(|port| !self.ports.contains_key(port)).collect::<Vec<_>>() {
             let mut before = Before { since: Instant::now(), connections: BTreeSet::new(), unclear: BTreeSet::new() };
@@ -102,7 +120,7 @@ impl Existing {
     }
 
     /// Sees which of them are still there, and what has become clear.
-    pub(crate) fn look(&mut self) -> io::Result<()> {
+    fn see(&mut self) -> io::Result<()> {
         for (&port, before) in self.ports.iter_mut().filter(|(_, before)| !before.is_over()) {
             let sockets: BTreeMap<_, _> = sockets(port)?.into_iter().map(|socket| (socket.cookie(), socket)).collect();
             before.connections.retain(|cookie| sockets.contains_key(cookie));
@@ -121,18 +139,8 @@ impl Existing {
         Ok(())
     }
 
-    /// How many there are on a port, as of the last look.
-    pub(crate) fn count(&self, port: u16) -> usize {
-        self.ports.get(&port).map_or(0, |before| before.connections.len())
-    }
-
-    /// Whether looking again will tell more.
-    pub(crate) fn is_unclear(&self) -> bool {
-        self.ports.values().any(|before| !before.unclear.is_empty())
-    }
-
     /// Ends those on a port, as of now.
-    pub(crate) fn reset(&mut self, port: u16) -> Result<(), ResetError> {
+    fn reset(&mut self, port: u16) -> Result<(), ResetError> {
         let Some(before) = self.ports.get_mut(&port).filter(|before| !before.connections.is_empty()) else {
             return Ok(());
         };
@@ -162,72 +170,9 @@ impl Before {
     }
 }
 
-// === impl Socket ===
-
-impl Socket {
-    /// From the body of an `inet_diag_msg`.
-    fn read(body: &[u8]) -> Option<Self> {
-        let id: [u8; ID] = *body.get(ID_AT..)?.first_chunk()?;
-        let peer = &id[20..36];
-        let family = *body.first()?;
-        let peer = match family {
-            AF_INET => IpAddr::from(Ipv4Addr::from(*peer.first_chunk::<4>()?)),
-            _ => IpAddr::from(Ipv6Addr::from(*peer.first_chunk::<16>()?)).to_canonical(),
-        };
-        let inode = u32::from_ne_bytes(*body.get(INODE_AT..)?.first_chunk()?);
-        Some(Self { family, id, peer, inode })
-    }
-
-    fn cookie(&self) -> u64 {
-        self.id.last_chunk().map_or(0, |cookie| u64::from_ne_bytes(*cookie))
-    }
-
-    fn destroy(&self) -> io::Result<()> {
-        let request = Request::new(SOCK_DESTROY, NLM_F_REQUEST | NLM_F_ACK)
-            .with(&[self.family, IPPROTO_TCP, 0, 0])
-            .with(&u32::MAX.to_ne_bytes())
-            .with(&self.id);
-        request.ask(libc::NETLINK_SOCK_DIAG).map(drop)
-    }
-}
-
-/// All connections to a local port.
-fn sockets(port: u16) -> io::Result<Vec<Socket>> {
-    let states = [TCP_ESTABLISHED, TCP_SYN_RECV, TCP_FIN_WAIT1, TCP_FIN_WAIT2, TCP_CLOSE_WAIT];
-    let states = states.iter().fold(0_u32, |all, state| all | 1 << state);
-    let mut sockets = Vec::new();
-    for family in [AF_INET, AF_INET6] {
-        let mut id = [0; ID];
-        id[..2].copy_from_slice(&port.to_be_bytes());
-        let request = Request::new(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP)
-            .with(&[family, IPPROTO_TCP, 0, 0])
-            .with(&states.to_ne_bytes())
-            .with(&id);
-        request.list(libc::NETLINK_SOCK_DIAG, |body| {
-            let closing = |state| matches!(state, Some(&TCP_FIN_WAIT1 | &TCP_FIN_WAIT2));
-            // One that is being closed and that no process holds is nobody's any more.
-            sockets.extend(Socket::read(body).filter(|socket| socket.inode != 0 || !closing(body.get(1))));
-        })?;
-    }
-    Ok(sockets)
-}
-
-/// The sockets of this process.
-fn own_inodes() -> io::Result<BTreeSet<u32>> {
-    let mut own = BTreeSet::new();
-    for file in fs::read_dir("/proc/self/fd")? {
-        // Closed meanwhile, where it fails.
-        let Ok(target) = fs::read_link(file?.path()) else { continue };
-        let inode =
-            target.to_str().and_then(|target| target.strip_prefix("socket:[")?.strip_suffix(']')?.parse::<u32>().ok());
-        own.extend(inode);
-    }
-    Ok(own)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::net::{TcpListener, TcpStream};
+    use std::net::{Ipv4Addr, TcpListener, TcpStream};
 
     use super::*;
 
@@ -237,14 +182,15 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let waiting = TcpStream::connect(address).unwrap();
         let mut existing = Existing::default();
-        existing.steered(&BTreeSet::from([address.port()]), &[]).unwrap();
+        let port = BTreeSet::from([address.port()]);
+        existing.change(&port, port.clone(), &[]);
         assert!(existing.is_unclear());
         assert_eq!(existing.count(address.port()), 0);
         let accepted = listener.accept().unwrap();
-        existing.look().unwrap();
+        existing.look();
         assert!(!existing.is_unclear());
         assert_eq!(existing.count(address.port()), 0);
-        existing.reset(address.port()).unwrap();
+        assert_eq!(existing.reset_error(), None);
         drop((waiting, accepted));
     }
 }

@@ -6,6 +6,7 @@
 
 mod agent;
 mod command;
+mod copies;
 mod data;
 mod forward;
 mod lifecycle;

@@ -1,4 +1,4 @@
-//! b14: many developers on one port. Each request is answered by its owner.
+//! b14, b15: many developers on one port. Each request is answered by its owner, and of several by always the same one.
 
 use std::time::Duration;
 
@@ -63,6 +63,52 @@ async fn b14_two_developers_share_a_port() -> Result<()> {
         ] {
             let answer = connection.get("/", headers).await?;
             ensure!(answer.answered_by() == Some(owner), "{headers:?}: {:?}", answer.answered_by());
+        }
+    }
+    lab.finish()
+}
+
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn b15_rules_go_by_conditions_then_age_then_the_file() -> Result<()> {
+    const OLD: &str = "2026-01-01T00:00:00Z";
+    const YOUNG: &str = "2026-01-02T00:00:00Z";
+    let lab = Lab::new("b15_order")?;
+    let (caller, pod) = (lab.host("caller").build()?, lab.host(POD).build()?);
+    lab.connect(&caller, &pod)?;
+    let _app = Http1App::start(&pod, on(PORT), POD)?;
+    let (mut hosts, mut rules) = (Vec::new(), Vec::new());
+    for (name, created, path) in [("a", OLD, None), ("b", YOUNG, Some("/v1")), ("c", OLD, None), ("d", YOUNG, None)] {
+        let (host, key) = (lab.host(name).build()?, ClientKey::new(&lab, name)?);
+        lab.connect(&host, &pod)?;
+        let mut matches = json!({"headers": [{"name": format!("x-{name}"), "value": "1"}]});
+        path.into_iter().for_each(|path| matches["path"] = json!({"value": path}));
+        rules.push(Rule::tcp(name, &[PORT], &key).with("match", matches).with("created", json!(created)));
+        hosts.push((Http1App::start(&host, on(PORT), name)?, host, key));
+    }
+    let agent = Agent::start(&pod, &Rule::file(&rules)).await?;
+    let mut clients = Vec::new();
+    for (_, host, key) in &hosts {
+        clients.push(Client::start(host, &agent, key, &["8080"]).await?);
+    }
+    let every = [("x-a", "1"), ("x-b", "1"), ("x-c", "1"), ("x-d", "1")];
+    // Each order of the file has another one first, and another one of the equally old first.
+    for (turn, first) in ["a", "c", "c", "a"].into_iter().enumerate() {
+        if turn > 0 {
+            rules.rotate_left(1);
+            agent.set_rules(&Rule::file(&rules)).await?;
+        }
+        let mut connection = Http1Caller::connect(&caller, pod.at(PORT)).await?;
+        for (path, headers, owner) in [
+            ("/v1", &every[..], "b"),
+            ("/", &every, first),
+            ("/", &every[1..3], "c"),
+            ("/", &[every[0], every[3]], "a"),
+            ("/", &every[3..], "d"),
+            ("/", &every[1..2], POD),
+        ] {
+            let answer = connection.get(path, headers).await?;
+            ensure!(answer.answered_by() == Some(owner), "{turn}: {path} {headers:?}: {:?}", answer.answered_by());
         }
     }
     lab.finish()

@@ -2,7 +2,7 @@
 //! goes; how many there are is told; and they end where a rule asks for that, and nothing else does.
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 use sluice_tests::{
     Agent, Client, eventually,
     peers::http1::{Http1App, Http1Caller, request},
@@ -96,11 +96,18 @@ async fn a12_connections_from_before_end_where_a_rule_asks_for_it_and_no_others_
     let idle = Http1Caller::connect(caller, pod.at(PORT)).await?;
     let mut used = Http1Caller::connect(caller, pod.at_v6(PORT)?).await?;
     let mut elsewhere = Http1Caller::connect(caller, pod.at(OTHER_PORT)).await?;
-    for connection in [&mut used, &mut elsewhere] {
+    // From an address that is never steered, as a kubelet's.
+    let mut exempt = Http1Caller::connect(&stage.laptop, pod.at(PORT)).await?;
+    for connection in [&mut used, &mut elsewhere, &mut exempt] {
         ensure!(on(connection).await? == "pod");
     }
-    let rule = || stage.header("a12", &[PORT]);
-    let agent = Agent::start(pod, &Rule::file(&[rule()])).await?;
+    let rules = |reset: bool| {
+        let rule = stage.header("a12", &[PORT]).with("resetExisting", json!(reset));
+        let mut file: Value = serde_json::from_str(&Rule::file(&[rule]))?;
+        file["exempt"] = json!([format!("{}/32", stage.laptop.at(0).ip())]);
+        anyhow::Ok(file.to_string())
+    };
+    let agent = Agent::start(pod, &rules(false)?).await?;
     let _client = Client::start(&stage.laptop, &agent, &stage.key, &["8080"]).await?;
     exist(&agent, 2).await?;
     let mut steered = Http1Caller::connect(caller, pod.at(PORT)).await?;
@@ -108,7 +115,7 @@ async fn a12_connections_from_before_end_where_a_rule_asks_for_it_and_no_others_
     let passed = steered.get("/", &[OTHER]).await?;
     ensure!(passed.answered_by() == Some("pod"));
 
-    agent.set_rules(&Rule::file(&[rule().with("resetExisting", json!(true))])).await?;
+    agent.set_rules(&rules(true)?).await?;
     exist(&agent, 0).await?;
     // One that was never used as well.
     for connection in [idle, used] {
@@ -119,20 +126,23 @@ async fn a12_connections_from_before_end_where_a_rule_asks_for_it_and_no_others_
     ensure!(on(&mut steered).await? == "laptop", "the agent's own connection to the caller");
     ensure!(steered.get("/", &[OTHER]).await?.answered_by() == Some("pod"), "the agent's own connection to the app");
     ensure!(on(&mut elsewhere).await? == "pod", "another port");
+    ensure!(on(&mut exempt).await? == "pod", "from an exempt address");
     for header in [MATCHING, OTHER] {
         let expected = if header == MATCHING { "laptop" } else { "pod" };
         ensure!(asked(caller, pod.at(PORT), header).await? == expected, "who connects again");
     }
 
+    drop(steered);
     // At the creation, too: the same with an agent that comes with the rule.
     ensure!(agent.terminate().await?.success());
     let mut idle = Http1Caller::connect(caller, pod.at(PORT)).await?;
     ensure!(on(&mut idle).await? == "pod");
-    let agent = Agent::start(pod, &Rule::file(&[rule().with("resetExisting", json!(true))])).await?;
+    let agent = Agent::start(pod, &rules(true)?).await?;
     let (mut stream, _) = idle.into_parts();
     let read = tokio::time::timeout(SOON, stream.read(&mut [0])).await.context("neither reset nor closed")?;
     ensure!(read.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset));
     exist(&agent, 0).await?;
     ensure!(on(&mut elsewhere).await? == "pod", "another port");
+    ensure!(on(&mut exempt).await? == "pod", "from an exempt address");
     stage.finish()
 }

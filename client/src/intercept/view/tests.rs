@@ -105,6 +105,41 @@ fn the_json_form_is_stable() {
 }
 
 #[test]
+fn a12_connections_from_before_are_told_with_what_ends_them() {
+    let pod = |name: &str, existing: u64| json!({"uid": name, "name": name, "programmed": true, "connected": true, "existingConnections": existing});
+    let status = json!({"pods": [pod("web-1", 1), pod("web-2", 2), pod("web-3", 0)]});
+    let mut told = intercept(&json!({}), &status);
+    let text = View::of(&told).to_string();
+    assert!(text.contains("Not taken     3 connections from before; --reset-existing ends them\n"), "{text}");
+    told.spec.reset_existing = true;
+    let text = View::of(&told).to_string();
+    assert!(text.contains("Not taken     3 connections from before\n"), "{text}");
+    let none = View::of(&intercept(&json!({}), &json!({"pods": [pod("web-3", 0)]}))).to_string();
+    assert!(!none.contains("from before"), "{none}");
+}
+
+#[test]
+fn b16_b18_what_is_intercepted_is_told_in_words() {
+    let matches = json!({"baggage": [{"name": "sluice", "value": "adam"}], "method": "GET"});
+    let mut probed = intercept(&matches, &json!({}));
+    probed.spec.include_probes = true;
+    let text = View::of(&probed).to_string();
+    assert!(
+        text.contains("HTTP requests, probes included, that match all of: baggage sluice = adam, method = GET"),
+        "{text}"
+    );
+    let counters =
+        json!({"steered": 3, "matched": 2, "taken": 0, "passedThrough": 0, "rejected": 0, "copied": 1, "lost": 1});
+    let pods =
+        json!({"pods": [{"uid": "u", "name": "p", "programmed": true, "connected": true, "counters": counters}]});
+    let mut tap = intercept(&json!({}), &pods);
+    tap.spec.mode = Mode::Wiretap;
+    let view = View::of(&tap);
+    assert!(view.to_string().contains("copies of all TCP connections"), "{view}");
+    assert!(view.pods().contains("2 matched, 1 copied, 1 lost"), "{}", view.pods());
+}
+
+#[test]
 fn what_is_known_of_an_older_specification_does_not_count() {
     let old = json!({"observedGeneration": 1, "conditions": [condition("Ready", "True", 1, "")]});
     assert_eq!(View::of(&intercept(&json!({}), &old)).state, State::Pending);

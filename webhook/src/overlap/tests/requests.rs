@@ -133,7 +133,7 @@ fn witness(a: &Match, b: &Match) -> Option<Head> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
+    #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
     fn b15_two_rules_overlap_exactly_when_some_request_fits_both(

@@ -1,0 +1,104 @@
+//! Sockets as the kernel lists them, and their end.
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use crate::netlink::Request;
+
+// Numbers of the Linux ABI.
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const SOCK_DESTROY: u16 = 21;
+const NLM_F_REQUEST: u16 = 0x1;
+const NLM_F_ACK: u16 = 0x4;
+const NLM_F_DUMP: u16 = 0x300;
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+const IPPROTO_TCP: u8 = 6;
+const TCP_ESTABLISHED: u8 = 1;
+const TCP_SYN_RECV: u8 = 3;
+const TCP_FIN_WAIT1: u8 = 4;
+const TCP_FIN_WAIT2: u8 = 5;
+const TCP_CLOSE_WAIT: u8 = 8;
+/// Length of `inet_diag_sockid`, and where it stands in `inet_diag_msg`.
+const ID: usize = 48;
+const ID_AT: usize = 4;
+const INODE_AT: usize = 68;
+
+/// A socket as the kernel describes it.
+#[derive(Debug)]
+pub(super) struct Socket {
+    family: u8,
+    id: [u8; ID],
+    /// The other end.
+    pub(super) peer: IpAddr,
+    /// 0 while no process has it.
+    pub(super) inode: u32,
+}
+
+// === impl Socket ===
+
+impl Socket {
+    /// From the body of an `inet_diag_msg`.
+    fn read(body: &[u8]) -> Option<Self> {
+        let id: [u8; ID] = *body.get(ID_AT..)?.first_chunk()?;
+        let peer = &id[20..36];
+        let family = *body.first()?;
+        let peer = match family {
+            AF_INET => IpAddr::from(Ipv4Addr::from(*peer.first_chunk::<4>()?)),
+            _ => IpAddr::from(Ipv6Addr::from(*peer.first_chunk::<16>()?)).to_canonical(),
+        };
+        let inode = u32::from_ne_bytes(*body.get(INODE_AT..)?.first_chunk()?);
+        Some(Self { family, id, peer, inode })
+    }
+
+    /// What no other socket ever has.
+    pub(super) fn cookie(&self) -> u64 {
+        self.id.last_chunk().map_or(0, |cookie| u64::from_ne_bytes(*cookie))
+    }
+
+    /// Resets the connection: both ends see that.
+    pub(super) fn destroy(&self) -> io::Result<()> {
+        let request = Request::new(SOCK_DESTROY, NLM_F_REQUEST | NLM_F_ACK)
+            .with(&[self.family, IPPROTO_TCP, 0, 0])
+            .with(&u32::MAX.to_ne_bytes())
+            .with(&self.id);
+        request.ask(libc::NETLINK_SOCK_DIAG).map(drop)
+    }
+}
+
+/// All connections to a local port.
+pub(super) fn sockets(port: u16) -> io::Result<Vec<Socket>> {
+    let states = [TCP_ESTABLISHED, TCP_SYN_RECV, TCP_FIN_WAIT1, TCP_FIN_WAIT2, TCP_CLOSE_WAIT];
+    let states = states.iter().fold(0_u32, |all, state| all | 1 << state);
+    let mut sockets = Vec::new();
+    for family in [AF_INET, AF_INET6] {
+        let mut id = [0; ID];
+        id[..2].copy_from_slice(&port.to_be_bytes());
+        let request = Request::new(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP)
+            .with(&[family, IPPROTO_TCP, 0, 0])
+            .with(&states.to_ne_bytes())
+            .with(&id);
+        request.list(libc::NETLINK_SOCK_DIAG, |body| {
+            let closing = |state| matches!(state, Some(&TCP_FIN_WAIT1 | &TCP_FIN_WAIT2));
+            // One that is being closed and that no process holds is nobody's any more.
+            sockets.extend(Socket::read(body).filter(|socket| socket.inode != 0 || !closing(body.get(1))));
+        })?;
+    }
+    Ok(sockets)
+}
+
+/// The sockets of this process.
+pub(super) fn own_inodes() -> io::Result<BTreeSet<u32>> {
+    let mut own = BTreeSet::new();
+    for file in fs::read_dir("/proc/self/fd")? {
+        // Closed meanwhile, where it fails.
+        let Ok(target) = fs::read_link(file?.path()) else { continue };
+        let inode =
+            target.to_str().and_then(|target| target.strip_prefix("socket:[")?.strip_suffix(']')?.parse::<u32>().ok());
+        own.extend(inode);
+    }
+    Ok(own)
+}
