@@ -79,4 +79,8 @@ pub(crate) fn compare(bytes: &[u8], framed: &Framed, seen: &[Request]) {
             return;
         }
     }
+    if framed.wire.is_none() && !framed.last {
+        let (now, _) = upto(bytes.len());
+        assert!(now <= framed.ends.len(), "hyper's request {} has ended: {framed:?}", now - 1);
+    }
 }
