@@ -22,6 +22,7 @@ pub(crate) use intercept::Add;
 pub(crate) use intercept::Cluster;
 pub(crate) use intercept::Intercept;
 pub(crate) use intercept::List;
+pub(crate) use intercept::Mode;
 pub(crate) use intercept::Output;
 pub(crate) use intercept::Remove;
 pub(crate) use intercept::Status;

@@ -53,10 +53,10 @@ enum Piece {
 // === impl RequestTaps ===
 
 impl RequestTaps {
-    /// A request begins that is copied for these rules.
+    /// A request begins that is copied for these rules, if for any. What is not complete of the one before never will be.
     pub(crate) fn begin(&mut self, shared: &Arc<Shared>, rules: Vec<Arc<Rule>>, open: impl Fn(&Rule) -> Open) {
         (self.at, self.copied) = (0, 0);
-        self.active.clear();
+        self.active.drain(..).for_each(|tap| self.taps[tap].cut());
         for rule in rules {
             let named = |tap: &Tap| tap.rule.intercept.name == rule.intercept.name;
             let at = self.taps.iter().position(named).unwrap_or(self.taps.len());
@@ -130,10 +130,7 @@ impl Tap {
     }
 
     fn begin(&mut self, shared: &Arc<Shared>) {
-        // The copy before has a gap at its end if it was not completed.
-        if self.copy.replace(Copy::new(&shared.metrics, &self.rule)).is_some() {
-            self.pieces_tx = None;
-        }
+        self.copy = Some(Copy::new(&shared.metrics, &self.rule));
         if self.pieces_tx.as_ref().is_none_or(mpsc::UnboundedSender::is_closed) {
             self.pieces_tx = self.limits.stream().map(|stream| {
                 let (pieces_tx, pieces_rx) = mpsc::unbounded_channel();
@@ -157,9 +154,13 @@ impl Tap {
             .room(bytes.len())
             .is_some_and(|room| pieces_tx.send(Piece::Bytes(Bytes::copy_from_slice(bytes), room)).is_ok());
         if !queued {
-            // Counted now; what is queued of it is cut off by the end of the queue.
-            (self.pieces_tx, self.copy) = (None, None);
+            self.cut();
         }
+    }
+
+    /// Counts the copy as lost. What is queued of it is cut off by the end of the queue.
+    fn cut(&mut self) {
+        (self.pieces_tx, self.copy) = (None, None);
     }
 
     fn end(&mut self) {

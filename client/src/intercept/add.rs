@@ -133,10 +133,11 @@ async fn services(cluster: &Cluster, chosen: Option<&str>) -> anyhow::Result<Vec
 async fn warn_of_silence(to: &LocalHost, options: &cli::Add) {
     for ask in &options.ports {
         if !to.answers(ask.local.get()).await {
-            tracing::warn!(
-                "nobody listens on {} yet: until then requests get what --on-unavailable says",
-                to.address(ask.local.get())
-            );
+            let until_then = match options.mode {
+                cli::Mode::Intercept => "requests get what --on-unavailable says",
+                cli::Mode::Wiretap => "copies are lost",
+            };
+            tracing::warn!("nobody listens on {} yet: until then {until_then}", to.address(ask.local.get()));
         }
     }
 }

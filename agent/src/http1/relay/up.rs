@@ -225,7 +225,7 @@ impl Relay {
                     return at;
                 }
                 Parsed::Head((head, Fits { taken_by, copied_to })) => {
-                    if !copied_to.is_empty() {
+                    if !copied_to.is_empty() || (up.taps.is_some() && !counted) {
                         let open = |rule: &Rule| self.steered.open(rule, Kind::Http);
                         up.taps.get_or_insert_default().begin(&self.steered.shared, copied_to, open);
                     }

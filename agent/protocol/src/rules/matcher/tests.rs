@@ -159,3 +159,22 @@ fn b14_more_conditions_than_fit_the_stack_are_told_apart() {
     }
     assert!(port.decide(&One("v1500".to_owned())).taken_by.is_none());
 }
+
+/// For people: `cargo test --release -p sluice-protocol what_a_decision_costs -- --ignored --nocapture`.
+#[test]
+#[ignore = "prints how long a decision takes, and judges nothing"]
+fn what_a_decision_costs() {
+    const TIMES: u32 = 100_000;
+    let names = ["host", "accept", "user-agent", "x-request-id", "x-user", "traceparent", "cookie", "content-type"];
+    let head = Head { method: "GET", path: "/v1/items", headers: names.map(|name| (name, "some value")).to_vec() };
+    for count in [1, 10, 250] {
+        let rule = |n| format!("  match: {{headers: [{{name: x-user, value: \"v{n}\"}}]}}\n");
+        let set = RuleSet::compile(&file(&(0..count).map(rule).collect::<Vec<_>>())).unwrap();
+        let port = set.port(80).unwrap();
+        let begin = std::time::Instant::now();
+        for _ in 0..TIMES {
+            assert!(std::hint::black_box(port.decide(std::hint::black_box(&head))).taken_by.is_none());
+        }
+        println!("{count} rules: {:?} for a request with 8 headers that fits none", begin.elapsed() / TIMES);
+    }
+}
