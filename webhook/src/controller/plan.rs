@@ -44,7 +44,7 @@ pub(crate) struct Heard {
 }
 
 /// Which Intercepts of a namespace want the same, in the order in which they are accepted. Comparing them all is what takes
-/// long with many, and depends on nothing but their specifications: it is done again only when one of those changes.
+/// long with many, and depends on nothing but their specifications: it is done again only from the first that changes on.
 #[derive(Debug, Default)]
 pub(crate) struct Overlaps {
     /// Uid and generation.
@@ -153,14 +153,14 @@ pub(crate) fn plan(
 impl Overlaps {
     fn update(&mut self, cases: &[Case<'_>]) {
         let of: Vec<_> = cases.iter().map(|case| (uid(case.intercept), generation(case.intercept))).collect();
-        if self.of == of {
-            return;
-        }
         let overlaps = |new: usize, old: &usize| {
             let (new, old) = (&cases[new].intercept.spec, &cases[*old].intercept.spec);
             overlap::relation(new, old) != overlap::Relation::Disjoint
         };
-        self.older = (0..cases.len()).map(|new| (0..new).filter(|old| overlaps(new, old)).collect()).collect();
+        // A newcomer is mostly the last one: what is known of those before it still holds.
+        let known = self.of.iter().zip(&of).take_while(|(before, now)| before == now).count();
+        self.older.truncate(known);
+        self.older.extend((known..of.len()).map(|new| (0..new).filter(|old| overlaps(new, old)).collect::<Vec<_>>()));
         self.of = of;
     }
 }
