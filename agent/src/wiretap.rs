@@ -2,8 +2,8 @@
 //!
 //! Owns the queues to these clients and the promise that nobody ever waits for one of them: what does not fit the queue is
 //! lost, to that client only, and counted. Runs as one task per stream to a client. What a local process answers is thrown
-//! away. Copies of HTTP/2 requests have their frames made by [`crate::http2`]; this module brings the bytes of TCP
-//! connections and of HTTP/1 requests there ([`bytes`]), and keeps the limits for all.
+//! away. Copies of HTTP/2 requests have their frames made by `http2`; this module brings the bytes of TCP
+//! connections and of HTTP/1 requests there (`bytes`), and keeps the limits for all.
 
 use std::{
     collections::BTreeMap,

@@ -20,8 +20,11 @@ use super::stage::{LAPTOP, POD, PORT, SECOND_PORT, SOON, on};
 /// A port without HTTP rules.
 const TCP_PORT: u16 = 7000;
 
-/// No answer may wait for a wiretap's client, which takes much longer than this to be given up.
-const AT_ONCE: Duration = Duration::from_millis(700);
+/// Rounds of three requests beside a client that has died.
+const ROUNDS: u32 = 20;
+
+/// How long these may take on a busy machine. Waiting for that client would take 1 s for each stream to it.
+const IN_ALL: Duration = Duration::from_secs(15);
 
 /// A developer who only looks.
 struct Onlooker {
@@ -296,19 +299,18 @@ async fn b16_a_slow_or_dead_onlooker_loses_copies_and_delays_nobody() -> Result<
     let http2 = Http2Caller::connect(caller, pod.at(SECOND_PORT)).await?;
     let mut sent = Vec::new();
     for number in 0..24 {
-        let begin = Instant::now();
         let bytes = request("POST", "/", &[MATCHING, ("x-number", &number.to_string())], &body);
         connection.send(&bytes).await?;
-        ensure!(connection.response("POST").await?.answered_by() == Some(POD));
-        ensure!(begin.elapsed() < AT_ONCE, "request {number} took {:?}", begin.elapsed());
+        let answer = tokio::time::timeout(SOON, connection.response("POST")).await;
+        ensure!(answer.with_context(|| format!("request {number} waits"))??.answered_by() == Some(POD));
         sent.push(bytes);
         // The good one keeps up, whatever the slow one does.
         copied(&goods, &sent).await.with_context(|| format!("request {number}"))?;
     }
     for number in 0..20 {
-        let begin = Instant::now();
-        let answer = http2.call("POST", "/", &[], Bytes::from(body[..200_000].to_vec())).await?;
-        ensure!(answer.answered_by() == Some(POD) && begin.elapsed() < AT_ONCE, "{number}: {:?}", begin.elapsed());
+        let call = http2.call("POST", "/", &[], Bytes::from(body[..200_000].to_vec()));
+        let answer = tokio::time::timeout(SOON, call).await.with_context(|| format!("request {number} waits"))??;
+        ensure!(answer.answered_by() == Some(POD));
     }
     eventually(SOON, "lost copies are counted", || async {
         let lost = agent.counter("lost").await?;
@@ -322,14 +324,14 @@ async fn b16_a_slow_or_dead_onlooker_loses_copies_and_delays_nobody() -> Result<
     // Dead: at first the agent does not know.
     slow_client.kill();
     let lost = agent.counter("lost").await?;
-    for number in 0..20 {
-        let begin = Instant::now();
+    let begin = Instant::now();
+    for _ in 0..ROUNDS {
         ensure!(connection.get("/", &[OTHER]).await?.answered_by() == Some(POD));
         let mut new = Http1Caller::connect(caller, pod.at(PORT)).await?;
         ensure!(new.get("/", &[OTHER]).await?.answered_by() == Some(POD));
         ensure!(http2.get("/", &[]).await?.answered_by() == Some(POD));
-        ensure!(begin.elapsed() < AT_ONCE, "{number} took {:?}", begin.elapsed());
     }
+    ensure!(begin.elapsed() < IN_ALL, "{ROUNDS} rounds took {:?}", begin.elapsed());
     // Those that went into a connection that nobody knows to be dead are not known to be lost either.
     eventually(Duration::from_secs(15), "all that had to be accepted are lost", || async {
         let more = agent.counter("lost").await? - lost;

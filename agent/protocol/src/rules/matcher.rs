@@ -1,7 +1,7 @@
 //! Decides which rules a connection or a request fits.
 //!
 //! Owns the order of rules: more conditions first, then the older one, then the order of the file. Knows nothing of
-//! sockets or parsers: a request is whatever implements [`Request`]. What a request is compared with is [`index`]'s: all
+//! sockets or parsers: a request is whatever implements [`Request`]. What a request is compared with is `index`'s: all
 //! conditions of a port's rules in one pass over its headers, however many rules there are.
 
 use std::{collections::BTreeMap, sync::Arc};
