@@ -2,7 +2,7 @@
 
 use std::{
     env, fs,
-    os::unix::fs::MetadataExt as _,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -10,6 +10,9 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 const APT: &str = "/usr/bin/apt-get";
+
+/// Asked by packages whether they may start a service (invoke-rc.d(8)).
+const POLICY: &str = "/usr/sbin/policy-rc.d";
 
 /// Where administrators' tools are, which an ordinary user's PATH may leave out.
 const MORE_FOLDERS: [&str; 2] = ["/usr/sbin", "/sbin"];
@@ -64,6 +67,7 @@ pub(crate) fn provide(tools: &[Tool]) -> Result<()> {
     let by_hand = format!("apt-get update && apt-get install {}", packages.join(" "));
     ensure!(is_root(), "missing: {}. As root, run: {by_hand}", names.join(", "));
     eprintln!("installing {} (once)", packages.join(", "));
+    let _no_services = NoServices::hold()?;
     for arguments in
         [&["update", "-qq"][..], &[&["install", "-qq", "-y", "--no-install-recommends"][..], &packages].concat()]
     {
@@ -75,6 +79,36 @@ pub(crate) fn provide(tools: &[Tool]) -> Result<()> {
         ensure!(status.success(), "apt-get failed; to see why, run: {by_hand}");
     }
     Ok(())
+}
+
+/// While this is there, packages that bring a service do not start it: tests start what they need themselves.
+struct NoServices {
+    /// Whether nobody else had said what may start.
+    ours: bool,
+}
+
+// === impl NoServices ===
+
+impl NoServices {
+    fn hold() -> Result<Self> {
+        let ours = !Path::new(POLICY).exists();
+        if ours {
+            fs::write(POLICY, "#!/bin/sh\nexit 101\n")
+                .and_then(|()| fs::set_permissions(POLICY, fs::Permissions::from_mode(0o755)))
+                .with_context(|| format!("cannot write {POLICY}"))?;
+        }
+        Ok(Self { ours })
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if self.ours
+            && let Err(error) = fs::remove_file(POLICY)
+        {
+            eprintln!("{POLICY} is left behind, and keeps packages from starting their services: {error}");
+        }
+    }
 }
 
 /// A PATH on which the tools are found.
