@@ -60,7 +60,7 @@ async fn b14_each_of_two_and_of_250_developers_answers_the_requests_that_are_the
     let list = json!({ "apiVersion": "v1", "kind": "List", "items": items }).to_string();
     stage.namespace.kubectl(&["create", "-f", "-"]).input(&list).within(LIMIT).run().await?;
     let stop = CancellationToken::new();
-    let stopped = stop.clone();
+    let (stopped, stop) = (stop.clone(), stop.drop_guard());
     let clients = thread::spawn(move || -> Result<()> {
         setns(network, CloneFlags::CLONE_NEWNET)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -98,7 +98,7 @@ async fn b14_each_of_two_and_of_250_developers_answers_the_requests_that_are_the
     let told = stage.call(&[&["http://add/sum", "--count", &count][..], &each].concat()).await?;
     ensure!(told.failed == 0 && told.answers.len() == MANY && told.answers.values().all(|&n| n == 10), "{told:?}");
     stage.call(&many).await?.all_by("pod", 100)?;
-    stop.cancel();
+    drop(stop);
     clients.join().map_err(|_| anyhow::anyhow!("the clients' thread panicked"))??;
     stage.finish().await
 }

@@ -35,6 +35,9 @@ fn ensure_whole(view: &Value) -> Result<()> {
         "ports",
         "intercepts",
         "match",
+        "mode",
+        "includeProbes",
+        "resetExisting",
         "onUnavailable",
         "podsReady",
         "podsTotal",
@@ -47,8 +50,8 @@ fn ensure_whole(view: &Value) -> Result<()> {
     ensure_keys(&view["ports"][0], &["identifier", "containerPort", "destination"])?;
     ensure_keys(&view["match"], &["headers", "path", "method"])?;
     ensure_keys(&view["match"]["headers"][0], &["type", "name", "value"])?;
-    ensure_keys(&view["pods"][0], &["name", "node", "programmed", "connected", "counters"])?;
-    let counters = ["steered", "matched", "taken", "passedThrough", "rejected"];
+    ensure_keys(&view["pods"][0], &["name", "node", "programmed", "connected", "existingConnections", "counters"])?;
+    let counters = ["steered", "matched", "taken", "passedThrough", "rejected", "copied", "lost"];
     ensure_keys(&view["pods"][0]["counters"], &counters)
 }
 

@@ -40,6 +40,9 @@ const SAID: usize = 1024;
 /// Pause between two looks at everything, in which changes come together.
 const PAUSE: Duration = Duration::from_millis(5);
 
+/// The same where a look takes long: looks take a third of the time at most, and changes come together instead.
+const LONG_PAUSE: Duration = Duration::from_millis(250);
+
 /// How often everything is looked at without a change: for what only time brings.
 const PERIOD: Duration = Duration::from_secs(1);
 
@@ -106,7 +109,7 @@ impl Controller {
         let deeds = Deeds::new(self.client.clone(), self.replica.clone());
         let (began, revision) = (Instant::now(), 0);
         let mut reign = Reign { began, revision, agents: BTreeMap::new(), overlaps: BTreeMap::new(), deeds };
-        let mut tick = tokio::time::interval(PERIOD);
+        let (mut tick, mut pause) = (tokio::time::interval(PERIOD), PAUSE);
         loop {
             // Each arm is cancel safe: what is not taken now is taken next time.
             tokio::select! {
@@ -120,11 +123,13 @@ impl Controller {
                 () = reign.deeds.done() => {}
                 _ = tick.tick() => {}
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(pause).await;
             while let Ok(said) = self.said_rx.try_recv() {
                 reign.hear(said);
             }
+            let began = Instant::now();
             reign.look(&self.world);
+            pause = (began.elapsed() * 2).clamp(PAUSE, LONG_PAUSE);
         }
     }
 }
@@ -143,7 +148,7 @@ impl Reign {
             }
             Said::Report { pod, session, report } => {
                 if let Some(agent) = self.agents.get_mut(&pod).filter(|agent| agent.session == session) {
-                    agent.heard = Some(Heard { report });
+                    agent.heard = Some(Heard::new(report));
                     agent.gone = None;
                 }
             }

@@ -3,7 +3,7 @@
 //! Owns the decision which agent gets which rules, what stands in each Intercept's status, and which Intercept ends. A pure
 //! function of what is known and the time: the controller does what it says. It knows no connection and no API.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -14,7 +14,7 @@ use sluice_api::{
     status::{InterceptStatus, MAX_PODS, PodStatus, condition},
 };
 use sluice_protocol::{
-    control::{Assigned, Report},
+    control::{Assigned, Held, Report},
     rules,
 };
 
@@ -37,10 +37,12 @@ pub(crate) struct Case<'a> {
     pub(crate) pods: Vec<PodFacts>,
 }
 
-/// What an agent has said last.
+/// What an agent has said last. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Heard {
-    pub(crate) report: Report,
+    report: Arc<Report>,
+    /// Where in the report each Intercept is, by its uid: there may be hundreds.
+    places: Arc<BTreeMap<String, usize>>,
 }
 
 /// Which Intercepts of a namespace want the same, in the order in which they are accepted. Comparing them all is what takes
@@ -148,6 +150,19 @@ pub(crate) fn plan(
     plan
 }
 
+// === impl Heard ===
+
+impl Heard {
+    pub(crate) fn new(report: Report) -> Self {
+        let places = report.intercepts.iter().enumerate().map(|(at, held)| (held.uid.clone(), at)).collect();
+        Self { report: Arc::new(report), places: Arc::new(places) }
+    }
+
+    fn about(&self, intercept: &Intercept) -> Option<&Held> {
+        self.report.intercepts.get(*self.places.get(intercept.metadata.uid.as_deref()?)?)
+    }
+}
+
 // === impl Overlaps ===
 
 impl Overlaps {
@@ -247,7 +262,7 @@ fn status(
             let known = before.and_then(|status| status.pods.iter().find(|known| known.uid == pod.uid));
             match (heard.get(&pod.uid), known) {
                 (None, Some(known)) if fresh(&pod.uid) => known.clone(),
-                (heard, _) => pod_status(intercept, pod, heard.map(|heard| &heard.report)),
+                (heard, _) => pod_status(intercept, pod, heard),
             }
         })
         .collect();
@@ -295,11 +310,9 @@ fn status(
     }
 }
 
-fn pod_status(intercept: &Intercept, pod: &PodFacts, report: Option<&Report>) -> PodStatus {
-    let held = report.and_then(|report| {
-        let uid = intercept.metadata.uid.as_deref();
-        report.intercepts.iter().find(|held| Some(held.uid.as_str()) == uid)
-    });
+fn pod_status(intercept: &Intercept, pod: &PodFacts, heard: Option<&Heard>) -> PodStatus {
+    let report = heard.map(|heard| &*heard.report);
+    let held = heard.and_then(|heard| heard.about(intercept));
     let current = held.filter(|held| held.generation == generation(intercept));
     let programmed = current.is_some_and(|held| held.programmed);
     let connected = held.is_some_and(|held| held.connected);

@@ -57,7 +57,7 @@ fn heard(pod: &str, intercept: &Intercept, programmed: bool, connected: bool) ->
         error: None,
         intercepts: vec![held],
     };
-    (format!("uid-{pod}"), Heard { report })
+    (format!("uid-{pod}"), Heard::new(report))
 }
 
 fn look(intercepts: &[&Intercept], pods: &[PodFacts], heard: &[(String, Heard)], fresh: bool, now: Timestamp) -> Plan {
@@ -123,8 +123,10 @@ fn a_pod_that_is_being_deleted_keeps_its_rules_and_nobody_waits_for_it() {
 #[test]
 fn a12_connections_from_before_are_told_for_each_pod() {
     let mine = intercept("mine", 0, None, &numbered());
-    let mut said = heard("a", &mine, true, true);
-    said.1.report.intercepts[0].reset_error = Some("no CONFIG_INET_DIAG_DESTROY".to_owned());
+    let (pod_uid, said) = heard("a", &mine, true, true);
+    let mut report = Report::clone(&said.report);
+    report.intercepts[0].reset_error = Some("no CONFIG_INET_DIAG_DESTROY".to_owned());
+    let said = (pod_uid, Heard::new(report));
     let plan = look(&[&mine], &[pod("a"), pod("silent")], &[said], false, at(1));
     let pods = &plan.status["uid-mine"].pods;
     assert_eq!(pods.iter().map(|pod| pod.existing_connections).collect::<Vec<_>>(), [Some(3), None]);
