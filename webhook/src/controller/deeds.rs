@@ -21,7 +21,10 @@ use sluice_api::{
     contract::object,
     status::{InterceptStatus, condition},
 };
-use tokio::{task::JoinSet, time::Instant};
+use tokio::{
+    task::{JoinError, JoinSet},
+    time::Instant,
+};
 
 use super::plan::End;
 
@@ -70,22 +73,31 @@ impl Deeds {
     pub(super) async fn done(&mut self) {
         match self.tasks.join_next().await {
             None => std::future::pending().await,
-            Some(Err(error)) => {
+            Some(done) => self.take(done),
+        }
+        // Of hundreds that are written at once, all that have been.
+        while let Some(done) = self.tasks.try_join_next() {
+            self.take(done);
+        }
+    }
+
+    fn take(&mut self, done: Result<Done, JoinError>) {
+        let Done { uid, status, worked } = match done {
+            Ok(done) => done,
+            Err(error) => {
                 // A panic: who was busy is not known any more, so nobody is.
                 tracing::error!(%error, "writing failed");
-                self.busy.clear();
+                return self.busy.clear();
             }
-            Some(Ok(Done { uid, status, worked })) => {
-                self.busy.remove(&uid);
-                let now = Instant::now();
-                match (status, worked) {
-                    (Some(status), true) => drop(self.written.insert(uid, Written { status, at: now, again: None })),
-                    (_, true) => {}
-                    (_, false) => {
-                        let unknown = || Written { status: InterceptStatus::default(), at: now, again: None };
-                        self.written.entry(uid).or_insert_with(unknown).again = Some(now + AGAIN);
-                    }
-                }
+        };
+        self.busy.remove(&uid);
+        let now = Instant::now();
+        match (status, worked) {
+            (Some(status), true) => drop(self.written.insert(uid, Written { status, at: now, again: None })),
+            (_, true) => {}
+            (_, false) => {
+                let unknown = || Written { status: InterceptStatus::default(), at: now, again: None };
+                self.written.entry(uid).or_insert_with(unknown).again = Some(now + AGAIN);
             }
         }
     }
