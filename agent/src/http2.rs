@@ -15,7 +15,10 @@ use std::{
     future::poll_fn,
     io,
     pin::{Pin, pin},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
 };
 
@@ -27,6 +30,7 @@ use sluice_protocol::{duplex::QuicDuplex, rules::matcher::Rule};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
+    sync::Notify,
 };
 
 use self::{laptop::Laptops, request::Exchange};
@@ -71,10 +75,29 @@ struct Prefixed<S> {
     inner: S,
 }
 
+/// A server's connection, of which it is known when its settings have been read, which come first (RFC 9113 §3.4).
+#[derive(Debug)]
+struct Settling<S> {
+    inner: S,
+    /// The beginning of the first frame: its length.
+    length: [u8; 3],
+    read: usize,
+    settled: Arc<Settled>,
+}
+
+/// Whether a server's settings have come: how many requests it takes at once, and what else, is known before the first is
+/// sent. Otherwise a careful caller would see the refusals of an agent that was not.
+#[derive(Debug, Default)]
+struct Settled {
+    yes: AtomicBool,
+    notify: Notify,
+}
+
 /// What the requests of one connection share.
 struct Upstreams {
     steered: SteeredBy,
     app: h2::client::SendRequest<Bytes>,
+    settled: Arc<Settled>,
     laptops: Laptops,
     /// For wiretaps. With an owner of their own: copies may be under way when the caller has gone.
     wiretaps: Arc<Laptops>,
@@ -139,9 +162,11 @@ pub(crate) fn may_greet(before: &[u8], bytes: &[u8]) -> bool {
 /// [`End`] where the connection failed as a whole; requests that failed have been reset on their own.
 pub(crate) async fn serve(steered: Steered, app: TcpStream, greeting: Bytes, prefix: Bytes) -> Result<(), End> {
     let (caller, by) = SteeredBy::new(steered);
+    let settled = Arc::<Settled>::default();
     let app = Prefixed { prefix: greeting, inner: app };
+    let app = Settling { inner: app, length: [0; 3], read: 0, settled: settled.clone() };
     let (app, connection) = client().handshake(app).await.map_err(into_app)?;
-    let upstreams = Upstreams { steered: by, app, laptops: Laptops::default(), wiretaps: Arc::default() };
+    let upstreams = Upstreams::new(by, app, settled, Laptops::default());
     Box::pin(run(Prefixed { prefix, inner: caller }, upstreams, connection, None)).await
 }
 
@@ -162,20 +187,15 @@ pub(crate) async fn serve_switched(
     match switched {
         Switched::App(app) => {
             let (app, connection, answer) = upgrade::resume(app, first).await.map_err(into_app)?;
-            let upstreams = Upstreams { steered: by, app, laptops: Laptops::default(), wiretaps: Arc::default() };
+            let upstreams = Upstreams::new(by, app, Settled::already(), Laptops::default());
             Box::pin(run(caller, upstreams, connection, Some(answer))).await
         }
         Switched::Laptop { rule, stream, app } => {
             let (requests, connection, answer) = upgrade::resume(stream, first).await.map_err(into_laptop)?;
             let laptops = Laptops::with(&rule, requests, connection);
             let (app, connection) = client().handshake(app).await.map_err(into_app)?;
-            Box::pin(run(
-                caller,
-                Upstreams { steered: by, app, laptops, wiretaps: Arc::default() },
-                connection,
-                Some(answer),
-            ))
-            .await
+            let upstreams = Upstreams::new(by, app, Settled::already(), laptops);
+            Box::pin(run(caller, upstreams, connection, Some(answer))).await
         }
     }
 }
@@ -232,6 +252,7 @@ async fn run<A: AsyncRead + AsyncWrite + Unpin>(
                     server.graceful_shutdown();
                     if let AppSaid::Over(result) = said {
                         app_gone = true;
+                        upstreams.settled.set();
                         if let Err(error) = result {
                             let error = &error as &dyn std::error::Error;
                             tracing::debug!(error, "the app's HTTP/2 connection broke");
@@ -299,6 +320,14 @@ fn into_laptop(error: h2::Error) -> End {
     End::Laptop(error.into_io().unwrap_or_else(|| io::Error::other("HTTP/2 handshake failed")))
 }
 
+// === impl Upstreams ===
+
+impl Upstreams {
+    fn new(steered: SteeredBy, app: h2::client::SendRequest<Bytes>, settled: Arc<Settled>, laptops: Laptops) -> Self {
+        Self { steered, app, settled, laptops, wiretaps: Arc::default() }
+    }
+}
+
 // === impl SteeredBy ===
 
 impl SteeredBy {
@@ -323,6 +352,90 @@ impl<S: AsyncRead + Unpin> AsyncRead for Prefixed<S> {
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Prefixed<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+// === impl Settled ===
+
+impl Settled {
+    /// Where there is nothing to wait for.
+    fn already() -> Arc<Self> {
+        Arc::new(Self { yes: AtomicBool::new(true), notify: Notify::new() })
+    }
+
+    fn get(&self) -> bool {
+        self.yes.load(Ordering::Relaxed)
+    }
+
+    fn set(&self) {
+        self.yes.store(true, Ordering::Relaxed);
+        self.notify.notify_waiters();
+    }
+
+    /// Waits until they have come. Cancel safe.
+    async fn wait(&self) {
+        loop {
+            let notified = self.notify.notified();
+            if self.get() {
+                return;
+            }
+            notified.await;
+        }
+    }
+}
+
+// === impl Settling ===
+
+impl<S> Settling<S> {
+    /// Looks at what has just been read.
+    fn see(&mut self, bytes: &[u8]) {
+        /// What a frame has besides its payload (RFC 9113 §4.1).
+        const HEADER: usize = 9;
+        let missing = self.length.len().saturating_sub(self.read).min(bytes.len());
+        let have = self.read.min(self.length.len());
+        self.length[have..have + missing].copy_from_slice(&bytes[..missing]);
+        self.read += bytes.len();
+        let [high, middle, low] = self.length.map(usize::from);
+        if self.read >= HEADER + (high << 16 | middle << 8 | low) {
+            self.settled.set();
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Settling<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.inner).poll_read(cx, buf);
+        if read.is_ready() && !self.settled.get() {
+            self.see(&buf.filled()[before..]);
+        }
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Settling<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.inner).poll_write(cx, buf)
     }

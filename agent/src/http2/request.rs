@@ -133,7 +133,14 @@ impl Exchange {
     }
 
     async fn pass(&mut self, parts: Parts, body: &mut RequestBody) {
-        let app = self.upstreams.app.clone();
+        let upstreams = self.upstreams.clone();
+        tokio::select! {
+            biased;
+            () = upstreams.settled.wait(), if !upstreams.settled.get() => {}
+            _ = reset(&mut self.respond), if !upstreams.settled.get() => return,
+            else => {}
+        }
+        let app = upstreams.app.clone();
         match self.attempt(app, parts, body).await {
             Err(Failed::Unanswered) => self.refuse(StatusCode::SERVICE_UNAVAILABLE, "the app closed its connection\n"),
             result => self.finish(&result),

@@ -225,6 +225,8 @@ async fn more_requests_than_the_app_takes_at_once_wait_and_are_all_served() -> R
     let agent = Agent::start(&stage.pod, &Rule::file(&[stage.header("limits", &[PORT])])).await?;
     let _client = Client::start(&stage.laptop, &agent, &stage.key, &["8080"]).await?;
     let caller = Http2Caller::connect(&stage.caller, stage.pod.at(PORT)).await?;
+    // What the local server takes is known with its first answer, and until then what it refuses is refused.
+    ensure!(caller.get("/", &[MATCHING]).await?.answered_by() == Some("laptop"));
     let mut requests = JoinSet::new();
     let began = Instant::now();
     for number in 0..600 {
