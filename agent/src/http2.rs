@@ -113,6 +113,7 @@ struct SteeredBy {
 }
 
 /// What a connection's task has to see to.
+#[expect(clippy::large_enum_variant, reason = "a request is moved once, and a box for each would be an allocation")]
 enum Event {
     /// The caller's next request, or its end.
     Accepted(Option<Accepted>),

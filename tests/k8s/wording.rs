@@ -68,14 +68,19 @@ fn wordings() -> Vec<Wording> {
 fn stated(found: &Value) -> Value {
     let mut stated = found.clone();
     let defaults = |condition: &mut Value| {
-        if condition["type"] == "Exact" && condition.get("name").is_some() {
-            condition.as_object_mut().expect("a condition").remove("type");
+        if condition["type"] == "Exact"
+            && condition.get("name").is_some()
+            && let Some(fields) = condition.as_object_mut()
+        {
+            fields.remove("type");
         }
     };
     for list in ["headers", "baggage"] {
         stated[list].as_array_mut().into_iter().flatten().for_each(defaults);
-        if stated[list].is_null() {
-            stated.as_object_mut().expect("a match").remove(list);
+        if stated[list].is_null()
+            && let Some(fields) = stated.as_object_mut()
+        {
+            fields.remove(list);
         }
     }
     stated

@@ -1,7 +1,7 @@
 //! The admission endpoints: what the API server asks before a pod or an Intercept comes into being.
 //!
 //! Owns the HTTP side: limits, and an answer to whatever comes in, since silence makes every creation of a pod wait.
-//! The decisions are [`inject`](crate::inject)'s and [`intercepts`]'. Runs in every replica at once and keeps nothing.
+//! The decisions are [`crate::inject`]'s and `intercepts`'. Runs in every replica at once and keeps nothing.
 //! The caller is not authenticated, as API servers have no certificate by default: nothing secret is ever answered, and
 //! an answer changes nothing by itself.
 

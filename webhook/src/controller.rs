@@ -6,10 +6,10 @@
 //!
 //! | Module | Owns |
 //! |---|---|
-//! | [`world`] | copies of Intercepts, workloads and pods |
+//! | `world` | copies of Intercepts, workloads and pods |
 //! | [`door`] | who agents are, and their conversations |
 //! | [`plan`] | what follows from all of that, as a pure function |
-//! | [`deeds`] | status, deletions and events in the API |
+//! | `deeds` | status, deletions and events in the API |
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 

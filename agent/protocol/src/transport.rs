@@ -20,7 +20,7 @@ pub const KEEP_ALIVE: Duration = Duration::from_secs(1);
 /// of those at least, as the RFC demands.
 const IDLE_LIMIT_MS: u32 = 4_500;
 
-/// [`IDLE_LIMIT_MS`] as a duration.
+/// A connection from which nothing has come for so long is over.
 pub const IDLE_LIMIT: Duration = Duration::from_millis(IDLE_LIMIT_MS as u64);
 
 /// Streams that an agent may have open to one client at a time: one for each connection that is being diverted.

@@ -69,7 +69,7 @@ enum Event {
 /// [`End`] says which side broke off; the other one has been told in the same way.
 pub(crate) async fn serve(steered: Steered) -> Result<(), End> {
     let mut laptops = Laptops::default();
-    let result = requests(steered, &mut laptops).await;
+    let result = Box::pin(requests(steered, &mut laptops)).await;
     if result.is_err() {
         laptops.abort();
     }
