@@ -132,6 +132,19 @@ async fn c04_an_agent_that_is_killed_leaves_the_app_to_its_callers_and_comes_bac
     stage.finish().await
 }
 
+/// Waits until the API server has pods injected, or has none any more.
+async fn injects(stage: &Stage, wanted: bool) -> Result<()> {
+    let what = if wanted { "pods are injected" } else { "pods are not injected any more" };
+    eventually(LIMIT, what, || async {
+        let image = format!("--image={}", stage.images.demo);
+        let probe = ["run", "probe", &image, "--dry-run=server"];
+        let pod: Value = stage.namespace.kubectl(&probe).json().await?;
+        ensure!(pod["spec"].to_string().contains("sluice-agent") == wanted, "{}", pod["spec"]);
+        Ok(())
+    })
+    .await
+}
+
 #[tokio::test]
 #[ignore = "needs root and Go: cargo xtask test"]
 async fn c05_intercepts_go_on_while_the_control_plane_is_away_and_its_state_is_right_afterwards() -> Result<()> {
@@ -145,14 +158,7 @@ async fn c05_intercepts_go_on_while_the_control_plane_is_away_and_its_state_is_r
         control(&["scale", "deployment/sluice-webhook", "--replicas=0"]).await?;
         control(&["delete", "pods", "--all", "--force", "--grace-period=0"]).await?;
         // The API server keeps its connections, and containers live a little longer than their pods.
-        eventually(LIMIT, "pods are not injected any more", || async {
-            let image = format!("--image={}", stage.images.demo);
-            let probe = ["run", "probe", &image, "--dry-run=server"];
-            let pod: Value = stage.namespace.kubectl(&probe).json().await?;
-            ensure!(!pod["spec"].to_string().contains("sluice-agent"), "injected");
-            Ok(())
-        })
-        .await?;
+        injects(&stage, false).await?;
         let mine = [&["http://add/sum", "--count", "20"][..], &MINE].concat();
         stage.call(&mine).await?.all_by("laptop", 20)?;
         stage.call(&["http://add/sum", "--count", "20"]).await?.all_by("pod", 20)?;
@@ -174,6 +180,8 @@ async fn c05_intercepts_go_on_while_the_control_plane_is_away_and_its_state_is_r
     let back = stage.becomes("add", "False", "1/2").await?;
     let bare = back["status"]["pods"].as_array().context("no pods")?.iter().find(|pod| pod["programmed"] == false);
     let bare = bare.context("every pod has the rule")?;
+    // It is up before every API server knows the way to it.
+    injects(&stage, true).await?;
     ensure!(bare["reason"].as_str().is_some_and(|reason| reason.contains("no agent")), "{bare}");
     let pod = format!("pod/{}", bare["name"].as_str().unwrap_or_default());
     stage.namespace.kubectl(&["delete", &pod]).run().await?;
