@@ -206,16 +206,18 @@ fn warnings_are_short_enough_to_be_shown() {
 }
 
 #[test]
-fn the_agent_has_three_capabilities_and_no_probe() {
+fn the_agent_has_three_capabilities_no_probe_and_a_hook_that_gives_up() {
     let fixture = &fixtures()["deployment"];
     let changed = applied(&fixture.pod, &decide(&fixture.pod, &fixture.facts(), &fixture.options()).patch);
     let agent = list(&changed, "initContainers").next().unwrap();
     let context = &agent["securityContext"];
     assert_eq!(context["capabilities"], json!({"add": ["BPF", "NET_ADMIN", "PERFMON"], "drop": ["ALL"]}));
     assert_eq!(context["readOnlyRootFilesystem"], true);
-    for absent in ["livenessProbe", "readinessProbe", "startupProbe", "lifecycle", "ports"] {
+    for absent in ["livenessProbe", "readinessProbe", "startupProbe", "ports"] {
         assert!(agent.get(absent).is_none(), "{absent}");
     }
+    let hook = json!({"postStart": {"exec": {"command": ["/sluice-agent", "--await-rules", "2"]}}});
+    assert_eq!(agent["lifecycle"], hook);
     assert!(agent.pointer("/resources/limits/cpu").is_none());
     assert!(agent.pointer("/resources/requests/cpu").is_some());
 }
