@@ -32,6 +32,7 @@ use tokio::{
     net::TcpStream,
     sync::Notify,
 };
+use tokio_util::io::InspectReader;
 
 use self::{laptop::Laptops, request::Exchange};
 use crate::{
@@ -75,11 +76,10 @@ struct Prefixed<S> {
     inner: S,
 }
 
-/// A server's connection, of which it is known when its settings have been read, which come first (RFC 9113 §3.4).
+/// Watches a server's bytes until its settings have been read, which come first (RFC 9113 §3.4).
 #[derive(Debug)]
-struct Settling<S> {
-    inner: S,
-    /// The beginning of the first frame: its length.
+struct FirstFrame {
+    /// The beginning of the frame: its length.
     length: [u8; 3],
     read: usize,
     settled: Arc<Settled>,
@@ -165,7 +165,8 @@ pub(crate) async fn serve(steered: Steered, app: TcpStream, greeting: Bytes, pre
     let (caller, by) = SteeredBy::new(steered);
     let settled = Arc::<Settled>::default();
     let app = Prefixed { prefix: greeting, inner: app };
-    let app = Settling { inner: app, length: [0; 3], read: 0, settled: settled.clone() };
+    let mut first = FirstFrame { length: [0; 3], read: 0, settled: settled.clone() };
+    let app = InspectReader::new(app, move |bytes| first.see(bytes));
     let (app, connection) = client().handshake(app).await.map_err(into_app)?;
     let upstreams = Upstreams::new(by, app, settled, Laptops::default());
     Box::pin(run(Prefixed { prefix, inner: caller }, upstreams, connection, None)).await
@@ -407,13 +408,16 @@ impl Settled {
     }
 }
 
-// === impl Settling ===
+// === impl FirstFrame ===
 
-impl<S> Settling<S> {
+impl FirstFrame {
     /// Looks at what has just been read.
     fn see(&mut self, bytes: &[u8]) {
         /// What a frame has besides its payload (RFC 9113 §4.1).
         const HEADER: usize = 9;
+        if self.settled.get() {
+            return;
+        }
         let missing = self.length.len().saturating_sub(self.read).min(bytes.len());
         let have = self.read.min(self.length.len());
         self.length[have..have + missing].copy_from_slice(&bytes[..missing]);
@@ -422,42 +426,5 @@ impl<S> Settling<S> {
         if self.read >= HEADER + (high << 16 | middle << 8 | low) {
             self.settled.set();
         }
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Settling<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let read = Pin::new(&mut self.inner).poll_read(cx, buf);
-        if read.is_ready() && !self.settled.get() {
-            self.see(&buf.filled()[before..]);
-        }
-        read
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Settling<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
     }
 }

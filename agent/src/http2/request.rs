@@ -134,11 +134,12 @@ impl Exchange {
 
     async fn pass(&mut self, parts: Parts, body: &mut RequestBody) {
         let upstreams = self.upstreams.clone();
-        tokio::select! {
-            biased;
-            () = upstreams.settled.wait(), if !upstreams.settled.get() => {}
-            _ = reset(&mut self.respond), if !upstreams.settled.get() => return,
-            else => {}
+        if !upstreams.settled.get() {
+            tokio::select! {
+                biased;
+                () = upstreams.settled.wait() => {}
+                _ = reset(&mut self.respond) => return,
+            }
         }
         let app = upstreams.app.clone();
         match self.attempt(app, parts, body).await {
