@@ -5,7 +5,7 @@
 //! is cut.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io,
     net::SocketAddr,
     sync::{
@@ -35,18 +35,19 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     admin::{Admin, RulesStatus},
-    caller::Caller,
-    config::Config,
+    config::{Config, Steering},
     connection::{Shared, Steered},
     control::{Control, Settings},
     dialer::{AppDialer, is_own_source},
     existing::Existing,
     forwarded, gateway,
     hub::{Admission, Hub},
+    insertion::{Insertion, Position, hints::Hints},
     kernel::{Kernel, LoadError, LoadOptions, PortKey, Protocol},
     limits,
     metrics::Metrics,
     rules_file::{RulesFile, RulesFileError},
+    socket::Socket,
     wiretap::Wiretaps,
 };
 
@@ -70,6 +71,9 @@ const CLEARING: Duration = Duration::from_millis(100);
 /// Makes rules come into force, in the agent and in the kernel.
 struct Rules {
     shared: Arc<Shared>,
+    /// What is done about ports whose rules leave it open.
+    steering: Steering,
+    insertion: Insertion,
     kernel: Arc<Mutex<Kernel>>,
     existing: Arc<Mutex<Existing>>,
     admission: Arc<Admission>,
@@ -132,6 +136,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         (Err(error), None) => return Err(StartError::Kernel(error).into()),
     };
     let listeners = kernel.take_listeners().context("the kernel part has no listeners")?;
+    let spare_listeners = listeners.try_clone().context("the listeners cannot be shared")?;
 
     let metrics = Metrics::new();
     let admission = Arc::new(Admission::new(metrics.clone()));
@@ -151,8 +156,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         .with_context(|| format!("cannot listen on {} for the admin endpoint: choose another --admin", config.admin))?;
     let forwarded = forwarded_listener(tunnel_address).await;
 
+    let (services, connections, cut) = (TaskTracker::new(), TaskTracker::new(), CancellationToken::new());
+    let insertion = Insertion::new(spare_listeners, shared.clone(), services.clone(), connections.clone(), cut.clone());
     let rules = Rules {
         shared: shared.clone(),
+        steering: config.steering,
+        insertion,
         kernel: Arc::new(Mutex::new(kernel)),
         existing: Arc::default(),
         admission: admission.clone(),
@@ -161,7 +170,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         ready: Arc::default(),
         news_tx,
     };
-    let (services, connections, cut) = (TaskTracker::new(), TaskTracker::new(), CancellationToken::new());
     for listener in [Some(listeners.v4), listeners.v6].into_iter().flatten() {
         let listener = TcpListener::from_std(listener).context("cannot use the listener for steered connections")?;
         services.spawn(cut.clone().run_until_cancelled_owned(accept(
@@ -314,7 +322,16 @@ fn take(shared: &Arc<Shared>, caller: TcpStream, peer: SocketAddr, listener_port
     }
     caller.set_nodelay(true).ok()?;
     let peer = canonical(peer);
-    Some(Steered { shared: shared.clone(), caller: Caller::new(caller), peer, destination, port: destination.port() })
+    Some(Steered {
+        shared: shared.clone(),
+        caller: Socket::new(caller),
+        peer,
+        destination,
+        port: destination.port(),
+        app: None,
+        position: Position::default(),
+        inserted: None,
+    })
 }
 
 /// An IPv4 address as such, also where it came through an IPv6 socket.
@@ -424,6 +441,24 @@ impl Rules {
         })
     }
 
+    /// The ports that the agent is inserted at, and what the kernel has to know of their rules.
+    fn inserted(&self, set: &RuleSet) -> BTreeMap<u16, Hints> {
+        let mut inserted = BTreeMap::new();
+        if self.steering == Steering::Lookup {
+            return inserted;
+        }
+        for port in set.ports() {
+            let Some(rules) = set.port(port) else { continue };
+            if rules.all_tcp().is_some() || !rules.tcp_wiretaps().is_empty() {
+                continue;
+            }
+            if let Ok(hints) = Hints::new(rules.http().map(|rule| &rule.intercept)) {
+                inserted.insert(port, hints);
+            }
+        }
+        inserted
+    }
+
     /// Brings `file` into force. The agent knows a rule before the kernel steers for it.
     fn apply(&self, file: &RuleFile) -> anyhow::Result<()> {
         let set = RuleSet::compile(file)?;
@@ -431,10 +466,15 @@ impl Rules {
         let resetting = file.intercepts.iter().filter(|intercept| intercept.reset_existing);
         let reset = resetting.flat_map(|intercept| intercept.ports.iter().map(|port| port.port.get())).collect();
         let keys: BTreeSet<_> = file.intercepts.iter().map(|i| i.client.key_hash).collect();
+        let inserted = self.inserted(&set);
+        let steered = ports.iter().copied().filter(|key| !inserted.contains_key(&key.port)).collect();
         let before = self.shared.rules.swap(Arc::new(set));
-        if let Err(error) = lock(&self.kernel).apply(&ports, &file.exempt) {
+        let applied = self.insertion.apply(&inserted, &file.exempt).map_err(anyhow::Error::from);
+        let applied =
+            applied.and_then(|()| lock(&self.kernel).apply(&steered, &file.exempt).map_err(anyhow::Error::from));
+        if let Err(error) = applied {
             self.shared.rules.store(before);
-            return Err(anyhow::Error::from(error).context("the kernel does not take the rules"));
+            return Err(error.context("the kernel does not take the rules"));
         }
         // Only now: what had come in between would have been missed by both.
         lock(&self.existing).change(&ports.iter().map(|key| key.port).collect(), reset, &file.exempt);

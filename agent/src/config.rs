@@ -63,6 +63,10 @@ pub struct Config {
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub await_rules: Option<Duration>,
 
+    /// How HTTP ports are intercepted whose rules leave it open
+    #[arg(long, value_name = "WAY", default_value = "lookup", env = "SLUICE_STEERING")]
+    pub steering: Steering,
+
     /// Let the kernel program report each decision into the log
     #[arg(long)]
     pub kernel_log: bool,
@@ -78,6 +82,18 @@ pub struct Config {
     /// How to log
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub log_format: LogFormat,
+}
+
+/// How the requests to a port come to the agent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Steering {
+    /// As insertion where it works, as lookup elsewhere.
+    #[default]
+    Auto,
+    /// Callers talk to the app, and the agent joins a connection when a request may fit a rule.
+    Insertion,
+    /// All connections to the port pass through the agent.
+    Lookup,
 }
 
 /// Shape of the log lines.

@@ -15,15 +15,15 @@ use sluice_protocol::{
     },
     stream::{Kind, Open},
 };
-use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    caller::Caller,
     dialer::{AppDialer, DialError},
     http1,
     hub::Hub,
+    insertion::{Inserted, Position},
     metrics::{ConnectionMode, Decision, Metrics},
+    socket::Socket,
     wiretap::{ConnectionTaps, Wiretaps},
 };
 
@@ -64,17 +64,23 @@ pub struct Shared {
     pub stopping: CancellationToken,
 }
 
-/// A connection that the kernel steered to the agent.
+/// A caller's connection that the agent serves: one that the kernel steered to it, or one that it was inserted into.
 #[derive(Debug)]
 pub(crate) struct Steered {
     pub(crate) shared: Arc<Shared>,
-    pub(crate) caller: Caller,
+    pub(crate) caller: Socket,
     /// Who called.
     pub(crate) peer: SocketAddr,
     /// Whom it called.
     pub(crate) destination: SocketAddr,
     /// The port of `destination`, by which rules are found.
     pub(crate) port: u16,
+    /// The app's end, where it is there already.
+    pub(crate) app: Option<Socket>,
+    /// Where in the exchange of requests and answers the connection is.
+    pub(crate) position: Position,
+    /// The way back, where the agent was inserted.
+    pub(crate) inserted: Option<Box<Inserted>>,
 }
 
 // === impl Steered ===
@@ -122,9 +128,12 @@ impl Steered {
     }
 
     /// Connects to the app; where it takes no connection, the caller gets the reset that the app's kernel would send.
-    pub(crate) async fn connect_app(&mut self) -> Result<TcpStream, End> {
+    pub(crate) async fn connect_app(&mut self) -> Result<Socket, End> {
+        if let Some(app) = self.app.take() {
+            return Ok(app);
+        }
         let connected = self.shared.dialer.connect(self.destination).await;
-        connected.map_err(|error| {
+        connected.map(Socket::new).map_err(|error| {
             self.shared.metrics.app_unreachable();
             self.caller.abort();
             End::NoApp(error)

@@ -29,15 +29,14 @@ use http::Request;
 use sluice_protocol::{duplex::QuicDuplex, rules::matcher::Rule};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
     sync::Notify,
 };
 use tokio_util::io::InspectReader;
 
 use self::{laptop::Laptops, request::Exchange};
 use crate::{
-    caller::Caller,
     connection::{End, Shared, Steered},
+    socket::Socket,
 };
 
 /// What a client sends first (RFC 9113 §3.4).
@@ -136,7 +135,7 @@ enum AppSaid {
 /// Who has agreed to go on in HTTP/2 after an `Upgrade: h2c` (RFC 7540 §3.2).
 pub(crate) enum Switched {
     /// The app, for a request that fits no rule.
-    App(TcpStream),
+    App(Socket),
     /// The developer's process, for one that does.
     Laptop {
         /// The rule that the request fits.
@@ -144,7 +143,7 @@ pub(crate) enum Switched {
         /// The stream on which it has agreed.
         stream: QuicDuplex,
         /// The app's connection, on which nothing has been said yet.
-        app: TcpStream,
+        app: Socket,
     },
 }
 
@@ -161,7 +160,7 @@ pub(crate) fn may_greet(before: &[u8], bytes: &[u8]) -> bool {
 ///
 /// # Errors
 /// [`End`] where the connection failed as a whole; requests that failed have been reset on their own.
-pub(crate) async fn serve(steered: Steered, app: TcpStream, greeting: Bytes, prefix: Bytes) -> Result<(), End> {
+pub(crate) async fn serve(steered: Steered, app: Socket, greeting: Bytes, prefix: Bytes) -> Result<(), End> {
     let (caller, by) = SteeredBy::new(steered);
     let settled = Arc::<Settled>::default();
     let app = Prefixed { prefix: greeting, inner: app };
@@ -206,7 +205,7 @@ pub(crate) async fn serve_switched(
 /// the connections as well, and for the others. `answer` is the one that is under way for the request that switched it: the
 /// first one that the server sees.
 async fn run<A: AsyncRead + AsyncWrite + Unpin>(
-    caller: Prefixed<Caller>,
+    caller: Prefixed<Socket>,
     upstreams: Upstreams,
     mut app_connection: h2::client::Connection<A>,
     mut answer: Option<h2::client::ResponseFuture>,
@@ -333,8 +332,8 @@ impl Upstreams {
 // === impl SteeredBy ===
 
 impl SteeredBy {
-    fn new(steered: Steered) -> (Caller, Self) {
-        let Steered { shared, caller, peer, destination, port } = steered;
+    fn new(steered: Steered) -> (Socket, Self) {
+        let Steered { shared, caller, peer, destination, port, .. } = steered;
         (caller, Self { shared, peer, destination, port })
     }
 }

@@ -33,13 +33,15 @@ mod memory;
 mod obstacle;
 mod port;
 
+pub(crate) use self::exempt::Entry;
+
 pub use self::{
     error::{ApplyError, LoadError, Operation, ReadError},
     listeners::Listeners,
     obstacle::{Capability, Obstacle},
     port::{PortKey, Protocol},
 };
-use self::{exempt::Entry, loader::Loaded, log::KernelLog};
+use self::{loader::Loaded, log::KernelLog};
 
 /// The network namespace of the calling thread.
 const NAMESPACE: &str = "/proc/thread-self/ns/net";

@@ -8,7 +8,6 @@
 
 pub mod admin;
 pub mod app;
-mod caller;
 pub mod config;
 pub mod connection;
 pub mod control;
@@ -19,9 +18,11 @@ pub mod gateway;
 pub mod http1;
 mod http2;
 pub mod hub;
+pub mod insertion;
 pub mod kernel;
 mod limits;
 pub mod metrics;
 mod netlink;
 pub mod rules_file;
+mod socket;
 pub mod wiretap;

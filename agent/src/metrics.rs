@@ -9,7 +9,12 @@ use std::{
 };
 
 use prometheus_client::{
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
     registry::Registry,
 };
 use sluice_protocol::{control::Counters, rules::matcher::Rule};
@@ -68,6 +73,9 @@ struct Inner {
     keys_refused: Counter,
     rules_refused: Counter,
     rules_generation: Gauge,
+    insertions: Histogram,
+    returned: Counter,
+    not_inserted: [Counter; 4],
     /// Not in the registry: names are no labels with a fixed set of values.
     tallies: Mutex<Tallies>,
 }
@@ -86,6 +94,19 @@ struct Tallies {
 struct Tally {
     decisions: [u64; 5],
     copies: [u64; 2],
+}
+
+/// Why the agent was not inserted into a connection that was held for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NotInserted {
+    /// Too many are held already.
+    Busy,
+    /// It never stood still.
+    NeverReady,
+    /// The app's socket is not there, or not open.
+    NoSocket,
+    /// The kernel refused.
+    Failed,
 }
 
 /// Counts a connection as open until dropped.
@@ -114,6 +135,17 @@ impl Metrics {
         registry.register("wires", "Connections passed on as bytes from some point on, by reason", wires.clone());
         let copies = Family::<Label, Counter>::default();
         registry.register("copies", "Copies for wiretaps, by what became of them", copies.clone());
+        let not_inserted = Family::<Label, Counter>::default();
+        registry.register("not_inserted", "Held requests that the app answered, by reason", not_inserted.clone());
+        let not_inserted = ["busy", "never_ready", "no_socket", "failed"]
+            .map(|reason| not_inserted.get_or_create_owned(&[("reason", reason)]));
+        // From 16 µs to half a second.
+        let insertions = Histogram::new(exponential_buckets(16e-6, 2.0, 16));
+        registry.register(
+            "insertion_seconds",
+            "Time from a held request to the agent's insertion into its connection",
+            insertions.clone(),
+        );
         let mode = |mode| connections.get_or_create_owned(&[("mode", mode)]);
         let decision = |decision| requests.get_or_create_owned(&[("decision", decision)]);
         let connections = ["tcp", "http", "passed"].map(mode);
@@ -129,6 +161,7 @@ impl Metrics {
         let loops = counter("loops", "Connections refused because they came from the agent itself");
         let keys_refused = counter("keys_refused", "Clients refused because no rule names their key");
         let rules_refused = counter("rules_refused", "Versions of the rules that could not be used");
+        let returned = counter("returned", "Inserted connections that were given back to their caller and app");
         let mut gauge = |name, help: &str| {
             let gauge = Gauge::default();
             registry.register(name, help, gauge.clone());
@@ -148,6 +181,9 @@ impl Metrics {
             keys_refused,
             rules_refused,
             rules_generation,
+            insertions,
+            returned,
+            not_inserted,
             tallies: Mutex::default(),
         }))
     }
@@ -184,6 +220,21 @@ impl Metrics {
             Some(tally) => count(tally),
             None => count(tallies.intercepts.entry(rule.intercept.name.clone()).or_default()),
         }
+    }
+
+    /// The agent has been inserted into a connection, so long after it was held.
+    pub(crate) fn inserted(&self, after: std::time::Duration) {
+        self.0.insertions.observe(after.as_secs_f64());
+    }
+
+    /// An inserted connection has gone back.
+    pub(crate) fn returned(&self) {
+        self.0.returned.inc();
+    }
+
+    /// A held request was let go.
+    pub(crate) fn not_inserted(&self, why: NotInserted) {
+        self.0.not_inserted[why as usize].inc();
     }
 
     /// A connection that the kernel has given to the agent.

@@ -12,8 +12,9 @@ use std::{fs, path::Path};
 
 use anyhow::{Context, Result, bail};
 
-/// The committed object, from the root of the workspace.
-const OBJECT: &str = "ebpf/sluice.bpf.o";
+/// A binary of the package, its committed object from the root of the workspace, and whether that describes its types.
+const OBJECTS: [(&str, &str, bool); 2] =
+    [("sluice-ebpf", "ebpf/sluice.bpf.o", false), ("sluice-insertion", "ebpf/insertion.bpf.o", true)];
 
 /// Arguments of `cargo xtask ebpf`.
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -27,22 +28,28 @@ pub(crate) struct EbpfArgs {
 pub(crate) fn run(args: EbpfArgs) -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask lies in the workspace")?;
     let tools = toolchain::ensure(root)?;
-    let compiled = build::compile(root, &tools)?;
-    let committed = root.join(OBJECT);
-    let held = fs::read(&committed).unwrap_or_default();
+    for (binary, object, typed) in OBJECTS {
+        renew(root, object, &build::compile(root, &tools, binary, typed)?, args.check)?;
+    }
+    Ok(())
+}
 
+/// Writes the object, or fails where it differs.
+fn renew(root: &Path, object: &str, compiled: &[u8], check: bool) -> Result<()> {
+    let committed = root.join(object);
+    let held = fs::read(&committed).unwrap_or_default();
     if held == compiled {
-        println!("{OBJECT} is what its source compiles to ({} bytes)", compiled.len());
-    } else if args.check {
+        println!("{object} is what its source compiles to ({} bytes)", compiled.len());
+    } else if check {
         bail!(
-            "{OBJECT} ({} bytes) is not what its source compiles to ({} bytes): run `cargo xtask ebpf` and commit \
+            "{object} ({} bytes) is not what its source compiles to ({} bytes): run `cargo xtask ebpf` and commit \
              the result",
             held.len(),
             compiled.len()
         );
     } else {
-        fs::write(&committed, &compiled).with_context(|| format!("cannot write {}", committed.display()))?;
-        println!("{OBJECT} written ({} bytes): commit it together with its source", compiled.len());
+        fs::write(&committed, compiled).with_context(|| format!("cannot write {}", committed.display()))?;
+        println!("{object} written ({} bytes): commit it together with its source", compiled.len());
     }
     Ok(())
 }

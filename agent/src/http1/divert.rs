@@ -23,7 +23,7 @@ use super::{
     head::{RequestHead, RequestKind},
     relay::Relay,
 };
-use crate::{caller::Caller, connection::End, metrics::Decision};
+use crate::{connection::End, metrics::Decision, socket::Socket};
 
 /// Streams that one connection keeps open for its next diverted request.
 const MAX_LAPTOPS: usize = 4;
@@ -262,7 +262,7 @@ async fn switched(relay: &mut Relay, mut stream: QuicDuplex, out: BytesMut, sent
 
 /// Closes the caller's connection so that it can read the last answer: with unread bytes a plain close is a reset,
 /// which may overtake the answer (RFC 9112 §9.6).
-async fn linger(caller: &mut Caller) {
+async fn linger(caller: &mut Socket) {
     let drained = async {
         caller.shutdown().await?;
         let mut rest = vec![0; 4096];

@@ -19,7 +19,7 @@ use sluice_protocol::{
     join::{JoinStart, join_with},
     rules::matcher::Rule,
 };
-use tokio::{io::AsyncWrite, net::TcpStream};
+use tokio::io::AsyncWrite;
 
 use self::down::Down;
 pub(super) use self::up::Up;
@@ -31,6 +31,7 @@ use super::{
 use crate::{
     connection::{End, Steered},
     http2::{self, Switched},
+    socket::Socket,
 };
 
 mod down;
@@ -42,7 +43,7 @@ pub(super) const READ: usize = 64 << 10;
 /// The caller's connection and the app's.
 pub(super) struct Relay {
     pub(super) steered: Steered,
-    pub(super) app: Option<TcpStream>,
+    pub(super) app: Option<Socket>,
     pub(super) up: Up,
     pub(super) down: Down,
     /// The answer before was the app's (or there was none): when the app closes, so does the caller's connection.
@@ -61,6 +62,8 @@ enum Event {
     NeedApp,
     /// Both sides have sent their last byte.
     Done,
+    /// The app has its caller back.
+    Returned,
 }
 
 /// Serves a connection whose port has HTTP rules until it ends.
@@ -79,11 +82,15 @@ pub(crate) async fn serve(steered: Steered) -> Result<(), End> {
 async fn requests(mut steered: Steered, laptops: &mut Laptops) -> Result<(), End> {
     // In boxes: what happens once or seldom. An idle connection shall be small.
     let app = Box::pin(steered.connect_app()).await?;
+    let position = std::mem::take(&mut steered.position);
     let mut relay = Relay { steered, app: Some(app), up: Up::default(), down: Down::default(), app_leads: true };
+    relay.up.requests.resume(position.begun, position.body);
+    relay.down.answers.resume(&position.owed, position.running);
     loop {
         let event = std::future::poll_fn(|cx| relay.poll_pass(cx)).await;
         match event.map_err(|end| relay.broken(end))? {
             Event::Done => return Ok(()),
+            Event::Returned => return relay.returned(),
             Event::NeedApp => relay.app = Some(Box::pin(relay.steered.connect_app()).await?),
             Event::Raw(doubt) => return Box::pin(relay.wire(doubt)).await,
             Event::Http2 => {
@@ -134,7 +141,36 @@ impl Relay {
         if self.up.fin_sent && self.down.fin_sent {
             return Poll::Ready(Ok(Event::Done));
         }
+        let quiet = self.is_quiet();
+        if let (Some(inserted), Some(app)) = (&mut self.steered.inserted, &self.app)
+            && inserted.poll_return(quiet, &self.steered.caller, app, cx).is_ready()
+        {
+            return Poll::Ready(Ok(Event::Returned));
+        }
         Poll::Pending
+    }
+
+    /// Whether everything that was sent has been read, passed and answered.
+    fn is_quiet(&self) -> bool {
+        let (up, down) = (&self.up, &self.down);
+        up.buf.is_empty()
+            && up.requests.between()
+            && !up.requests.ended()
+            && up.taps.is_none()
+            && !up.eof
+            && down.answers.owed() == 0
+            && down.out.is_empty()
+            && down.early.is_empty()
+            && self.app_leads
+    }
+
+    /// The agent's two sockets are in nobody's way any more.
+    fn returned(mut self) -> Result<(), End> {
+        if let Some(app) = &mut self.app {
+            app.vanish();
+        }
+        self.steered.caller.vanish();
+        Ok(())
     }
 
     /// Joins caller and app as bytes for the rest of the connection.

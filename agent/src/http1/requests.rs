@@ -30,6 +30,12 @@ impl Requests {
         self.begun
     }
 
+    /// Goes on in a connection that was served by others: whether a head has been read, and what is to come of a body.
+    pub(super) fn resume(&mut self, begun: bool, body: u64) {
+        self.begun = begun;
+        self.body = Body::Length(body);
+    }
+
     /// Whether the next byte begins a head; it belongs to a body otherwise.
     pub(super) fn between(&self) -> bool {
         self.body.is_done()

@@ -61,6 +61,13 @@ pub(super) enum Followed {
 // === impl Answers ===
 
 impl Answers {
+    /// Goes on in a connection that was served by others: the requests that are owed an answer, and how much of the first
+    /// answer's body is to come, where it has begun.
+    pub(super) fn resume(&mut self, owed: &[RequestKind], running: Option<u64>) {
+        self.owed.extend(owed.iter().map(|&kind| Owed { kind, upgrade: false }));
+        self.running = running.map(|left| Running { body: Body::Length(left), close: false });
+    }
+
     /// A request has gone to the server.
     pub(super) fn expect(&mut self, kind: RequestKind, upgrade: bool) {
         self.owed.push_back(Owed { kind, upgrade });

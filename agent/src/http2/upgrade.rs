@@ -17,7 +17,7 @@ use h2::client::{Connection, ResponseFuture, SendRequest};
 use http::Request;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 
-use crate::caller::Caller;
+use crate::socket::Socket;
 
 use super::{PREFACE, Prefixed, TYPE_SETTINGS, client};
 
@@ -34,7 +34,7 @@ const TYPE_HEADERS: u8 = 0x01;
 
 /// Reads the caller's preface and first `SETTINGS` and puts the request of stream 1 behind them. What the request asked
 /// does not matter: it is with a server already, and only its answer is passed on.
-pub(super) async fn opening(caller: &mut Caller, early: Bytes) -> io::Result<Bytes> {
+pub(super) async fn opening(caller: &mut Socket, early: Bytes) -> io::Result<Bytes> {
     let mut bytes = BytesMut::from(early);
     read_to(caller, &mut bytes, PREFACE.len() + FRAME_HEADER).await?;
     let header = &bytes[PREFACE.len()..PREFACE.len() + FRAME_HEADER];
@@ -147,7 +147,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for WithoutFirst<S> {
     }
 }
 
-async fn read_to(from: &mut Caller, bytes: &mut BytesMut, length: usize) -> io::Result<()> {
+async fn read_to(from: &mut Socket, bytes: &mut BytesMut, length: usize) -> io::Result<()> {
     while bytes.len() < length {
         if from.read_buf(bytes).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());

@@ -8,14 +8,14 @@ use sluice_ebpf_common as abi;
 
 /// An entry of the tree, in an order that makes sets comparable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Entry {
+pub(crate) struct Entry {
     bits: u32,
     address: abi::Address,
 }
 
 impl Entry {
     /// The entry for a prefix; bits of the address beyond its length do not matter.
-    pub(super) fn new(net: IpNet) -> Self {
+    pub(crate) fn new(net: IpNet) -> Self {
         match net.trunc() {
             IpNet::V4(net) => Self {
                 bits: abi::V4_MAPPED_BITS + u32::from(net.prefix_len()),
@@ -25,16 +25,16 @@ impl Entry {
         }
     }
 
-    pub(super) const fn of_key(key: Key<abi::Address>) -> Self {
+    pub(crate) const fn of_key(key: Key<abi::Address>) -> Self {
         Self { bits: key.prefix_len(), address: key.data() }
     }
 
-    pub(super) const fn key(self) -> Key<abi::Address> {
+    pub(crate) const fn key(self) -> Key<abi::Address> {
         Key::new(self.bits, self.address)
     }
 
     /// The family, as the program compares it.
-    pub(super) fn family(self) -> u32 {
+    pub(crate) fn family(self) -> u32 {
         if self.mapped().is_some() { abi::SLOT_V4 } else { abi::SLOT_V6 }
     }
 

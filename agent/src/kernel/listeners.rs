@@ -26,6 +26,14 @@ pub struct Listeners {
 // === impl Listeners ===
 
 impl Listeners {
+    /// The same listeners once more, for another program that hands connections to them.
+    ///
+    /// # Errors
+    /// When this process has too many files open.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { v4: self.v4.try_clone()?, v6: self.v6.as_ref().map(TcpListener::try_clone).transpose()? })
+    }
+
     /// Opens them in the network namespace of the calling thread.
     pub(super) fn open() -> Result<Self, (SocketAddr, io::Error)> {
         let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));

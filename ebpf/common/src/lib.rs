@@ -9,8 +9,11 @@
 
 #![no_std]
 
+mod hash;
+pub mod insertion;
 mod own_source;
 
+pub use hash::{LOWER, NAME_SEED, finish, first_bytes, mix, name_hash, value_hash};
 pub use own_source::{
     OWN_SOURCE_V4, OWN_SOURCE_V4_BITS, OWN_SOURCE_V6, OWN_SOURCE_V6_BITS, is_own_source_v4, is_own_source_v6,
 };
@@ -129,6 +132,14 @@ const _: () = assert!(size_of::<Address>() == 16 && align_of::<Address>() == 1);
 mod user {
     // SAFETY: `repr(C)`, `Copy`, no padding (asserted above), and every bit pattern is a value.
     unsafe impl aya::Pod for super::PortKey {}
+    // SAFETY: as above, each asserted beside its type.
+    unsafe impl aya::Pod for super::insertion::FlowKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::insertion::Flow {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::insertion::Local {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::insertion::NameKey {}
 }
 
 #[cfg(test)]

@@ -8,17 +8,18 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use super::toolchain::{CARGO, RUSTC, Tools};
+use super::toolchain::{CARGO, OBJCOPY, RUSTC, Tools};
 
 const PACKAGE: &str = "sluice-ebpf";
 const TARGET: &str = "bpfel-unknown-none";
 
-/// Compiles the program and returns the object.
-pub(super) fn compile(root: &Path, tools: &Tools) -> Result<Vec<u8>> {
+/// Compiles one binary of the package and returns the object. `typed`: with the description of its types, which the kernel
+/// needs to find the locks in its maps.
+pub(super) fn compile(root: &Path, tools: &Tools, binary: &str, typed: bool) -> Result<Vec<u8>> {
     let target_dir = root.join("target/ebpf");
     let status = Command::new(CARGO)
         .current_dir(root)
-        .args(["build", "--quiet", "--locked", "--release", "--package", PACKAGE, "--target", TARGET])
+        .args(["build", "--quiet", "--locked", "--release", "--package", PACKAGE, "--bin", binary, "--target", TARGET])
         .arg("--target-dir")
         .arg(&target_dir)
         // What the caller's own builds are set to must not reach this one.
@@ -29,12 +30,12 @@ pub(super) fn compile(root: &Path, tools: &Tools) -> Result<Vec<u8>> {
         .env("RUSTC", RUSTC)
         // aya-ebpf uses one unstable feature of the compiler for this target.
         .env("RUSTC_BOOTSTRAP", "1")
-        .env("CARGO_ENCODED_RUSTFLAGS", flags(root)?.join("\x1f"))
+        .env("CARGO_ENCODED_RUSTFLAGS", flags(root, typed)?.join("\x1f"))
         // Spelled out, so that the workspace's own release profile can change without changing the object.
         .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "3")
         .env("CARGO_PROFILE_RELEASE_LTO", "fat")
         .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")
-        .env("CARGO_PROFILE_RELEASE_DEBUG", "0")
+        .env("CARGO_PROFILE_RELEASE_DEBUG", if typed { "2" } else { "0" })
         .env("CARGO_PROFILE_RELEASE_STRIP", "none")
         .env("CARGO_PROFILE_RELEASE_PANIC", "abort")
         .env("CARGO_INCREMENTAL", "0")
@@ -42,7 +43,13 @@ pub(super) fn compile(root: &Path, tools: &Tools) -> Result<Vec<u8>> {
         .with_context(|| format!("cannot run {CARGO}"))?;
     ensure!(status.success(), "the kernel program does not compile ({status})");
 
-    let object = target_dir.join(TARGET).join("release").join(PACKAGE);
+    let object = target_dir.join(TARGET).join("release").join(binary);
+    if typed {
+        // The types' description was made from it, and is all that the kernel wants.
+        let status = Command::new(OBJCOPY).arg("--strip-debug").arg(&object).status();
+        let status = status.with_context(|| format!("cannot run {OBJCOPY}"))?;
+        ensure!(status.success(), "{OBJCOPY} fails on {} ({status})", object.display());
+    }
     let bytes = fs::read(&object).with_context(|| format!("cannot read {}", object.display()))?;
     let debug = b".debug_";
     ensure!(!bytes.windows(debug.len()).any(|name| name == debug), "the object holds debug information");
@@ -50,16 +57,20 @@ pub(super) fn compile(root: &Path, tools: &Tools) -> Result<Vec<u8>> {
 }
 
 /// Paths of this machine must not reach the object.
-fn flags(root: &Path) -> Result<Vec<String>> {
+fn flags(root: &Path, typed: bool) -> Result<Vec<String>> {
     let cargo_home = match env::var_os("CARGO_HOME") {
         Some(home) => PathBuf::from(home),
         None => env::home_dir().context("neither CARGO_HOME nor HOME is set")?.join(".cargo"),
     };
-    Ok(vec![
+    let mut flags = vec![
         "-Clinker=bpf-linker".to_owned(),
         format!("--remap-path-prefix={}=/sluice", root.display()),
         format!("--remap-path-prefix={}=/cargo", cargo_home.display()),
-    ])
+    ];
+    if typed {
+        flags.push("-Clink-arg=--btf".to_owned());
+    }
+    Ok(flags)
 }
 
 fn path_with(first: &Path) -> Result<std::ffi::OsString> {

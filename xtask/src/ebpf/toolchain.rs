@@ -16,9 +16,10 @@ pub(super) const CARGO: &str = "/usr/bin/cargo";
 /// Another version makes other bytes; a new one means a new object in the same commit.
 const RUSTC_VERSION: &str = "rustc 1.96.0 ";
 const LINKER_VERSION: &str = "0.13.0";
-const PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
+const PACKAGES: [&str; 4] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf", "llvm-22"];
 /// The target's libraries and LLVM's, which those packages bring.
 const LLVM: &str = "/usr/lib/llvm-22";
+pub(super) const OBJCOPY: &str = "/usr/lib/llvm-22/bin/llvm-objcopy";
 
 /// Where the tools are.
 #[derive(Debug)]
@@ -54,6 +55,7 @@ fn has_compiler() -> bool {
     libraries.is_ok_and(|folder| Path::new(folder.trim()).is_dir())
         && Path::new(CARGO).exists()
         && Path::new(LLVM).is_dir()
+        && Path::new(OBJCOPY).exists()
 }
 
 fn has_linker(folder: &Path) -> bool {

@@ -174,6 +174,11 @@ impl PortRules {
         &self.tcp_wiretaps
     }
 
+    /// The rules about HTTP requests, in the order in which they are tried.
+    pub fn http(&self) -> impl Iterator<Item = &Rule> {
+        self.http.iter().map(|http| &*http.rule)
+    }
+
     /// Whether there are rules about HTTP requests.
     #[must_use]
     pub fn has_http(&self) -> bool {

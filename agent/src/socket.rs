@@ -1,34 +1,51 @@
-//! The caller's end of a steered connection.
+//! One end of a connection: the caller's or the app's.
 //!
-//! Owns its socket and, under a wiretap for all TCP, the copies of all that the caller sends, so that whoever serves the
-//! connection need not know of them.
+//! Owns its socket and, under a wiretap for all TCP, the copies of all that comes from it, so that whoever serves the
+//! connection need not know of them. Knows whether the socket was made by insertion, and has to be closed accordingly.
 
 use std::{
     io,
+    os::fd::{AsFd, BorrowedFd},
     pin::Pin,
     task::{Context, Poll, ready},
 };
 
 use sluice_protocol::duplex::Duplex;
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
 
-use crate::wiretap::ConnectionTaps;
+use crate::{insertion::repair, wiretap::ConnectionTaps};
 
-/// A caller's connection.
+/// An end of a connection.
 #[derive(Debug)]
-pub(crate) struct Caller {
+pub(crate) struct Socket {
     socket: TcpStream,
     taps: Option<Box<ConnectionTaps>>,
+    /// It ends with a reset unless something else is said, so that its peer is told when this process dies.
+    resets: bool,
 }
 
-// === impl Caller ===
+// === impl Socket ===
 
-impl Caller {
+impl Socket {
+    /// One that was accepted or connected.
     pub(crate) fn new(socket: TcpStream) -> Self {
-        Self { socket, taps: None }
+        Self { socket, taps: None, resets: false }
+    }
+
+    /// One that was made by insertion.
+    pub(crate) fn inserted(socket: TcpStream) -> Self {
+        Self { socket, taps: None, resets: true }
+    }
+
+    /// Closes it without a packet.
+    pub(crate) fn vanish(&mut self) {
+        if let Err(error) = repair::silence(&self.socket) {
+            tracing::error!(%error, "a socket of an inserted connection cannot be closed in silence");
+        }
     }
 
     /// From now on all that is read is copied.
@@ -37,7 +54,22 @@ impl Caller {
     }
 }
 
-impl AsyncRead for Caller {
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if self.resets {
+            // It has come to its end while the process lives: orderly, as every other. Fails for none that is open.
+            let _ = SockRef::from(&self.socket).set_linger(None);
+        }
+    }
+}
+
+impl AsyncRead for Socket {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let read = ready!(Pin::new(&mut self.socket).poll_read(cx, buf));
@@ -54,7 +86,7 @@ impl AsyncRead for Caller {
     }
 }
 
-impl AsyncWrite for Caller {
+impl AsyncWrite for Socket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.socket).poll_write(cx, buf)
     }
@@ -80,8 +112,9 @@ impl AsyncWrite for Caller {
     }
 }
 
-impl Duplex for Caller {
+impl Duplex for Socket {
     fn abort(&mut self) {
+        self.resets = false;
         self.socket.abort();
     }
 }

@@ -1,0 +1,120 @@
+//! Live insertion: the agent joins an established connection when a request of it may fit a rule, and leaves it again.
+//!
+//! The kernel's packet programs ([`programs`]) let requests pass that cannot fit, and hold what they cannot disprove. This
+//! module makes two sockets at the connection's exact numbers ([`repair`]): one plays the app towards the caller, the other
+//! the caller towards the app, and the kernel rewrites packets between them. Behind that they are served like any steered
+//! connection. When nothing has happened for a moment, the connection goes back to the two who had it ([`Inserted`]).
+//!
+//! Runs in the agent's thread: one task reads what the kernel tells, each inserted connection is a task of its own. What
+//! cannot be inserted is let go: the app answers.
+
+mod devices;
+pub mod hints;
+pub mod programs;
+pub(crate) mod repair;
+
+mod diag;
+mod inserter;
+mod returning;
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use ipnet::IpNet;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use self::hints::Hints;
+pub use self::programs::{Programs, ProgramsError};
+pub(crate) use self::returning::Inserted;
+use crate::{connection::Shared, http1::head::RequestKind, kernel::Listeners};
+
+/// The programs, shared by those who change flows.
+pub(crate) type SharedPrograms = Arc<Mutex<Programs>>;
+
+/// Where in the exchange of requests and answers a connection is that others have served until now.
+#[derive(Debug, Default)]
+pub(crate) struct Position {
+    /// A request has been seen.
+    pub(crate) begun: bool,
+    /// Bytes that are to come of the body of the last request.
+    pub(crate) body: u64,
+    /// Requests that are owed an answer, the oldest first.
+    pub(crate) owed: Vec<RequestKind>,
+    /// Bytes that are to come of the first answer, where it has begun.
+    pub(crate) running: Option<u64>,
+}
+
+/// Live insertion as a whole: loads the programs when they are first wanted, and serves what they hold.
+pub(crate) struct Insertion {
+    listeners: Listeners,
+    shared: Arc<Shared>,
+    services: TaskTracker,
+    connections: TaskTracker,
+    cut: CancellationToken,
+    programs: Mutex<Option<SharedPrograms>>,
+}
+
+// === impl Insertion ===
+
+impl Insertion {
+    /// Not loaded. Connections are tasks of `connections`, ended early by `cut`.
+    pub(crate) fn new(
+        listeners: Listeners,
+        shared: Arc<Shared>,
+        services: TaskTracker,
+        connections: TaskTracker,
+        cut: CancellationToken,
+    ) -> Self {
+        Self { listeners, shared, services, connections, cut, programs: Mutex::default() }
+    }
+
+    /// Loads the programs, unless they are.
+    ///
+    /// # Errors
+    /// When the kernel or the privileges do not allow it.
+    pub(crate) fn load(&self) -> Result<SharedPrograms, ProgramsError> {
+        let mut held = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(programs) = &*held {
+            return Ok(programs.clone());
+        }
+        let mut programs = Programs::load(&self.listeners)?;
+        let events = programs.take_events();
+        let programs = Arc::new(Mutex::new(programs));
+        if let Some(events) = events {
+            let (shared, connections) = (self.shared.clone(), self.connections.clone());
+            let run = inserter::run(events, programs.clone(), shared, connections, self.cut.clone());
+            self.services.spawn(self.cut.clone().run_until_cancelled_owned(run));
+        }
+        Ok(held.insert(programs).clone())
+    }
+
+    /// The programs, where they are loaded.
+    pub(crate) fn loaded(&self) -> Option<SharedPrograms> {
+        self.programs.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Makes the kernel look at the requests to these ports, and at no others.
+    ///
+    /// # Errors
+    /// When it cannot. What was done until then stays.
+    pub(crate) fn apply(&self, wanted: &BTreeMap<u16, Hints>, exempt: &[IpNet]) -> Result<(), ProgramsError> {
+        match self.loaded() {
+            None if wanted.is_empty() => Ok(()),
+            None => lock(&self.load()?).apply(wanted, exempt),
+            Some(programs) => lock(&programs).apply(wanted, exempt),
+        }
+    }
+}
+
+impl fmt::Debug for Insertion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Insertion").field("programs", &self.programs).finish_non_exhaustive()
+    }
+}
+
+pub(crate) fn lock(programs: &SharedPrograms) -> MutexGuard<'_, Programs> {
+    programs.lock().unwrap_or_else(PoisonError::into_inner)
+}

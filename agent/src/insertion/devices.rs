@@ -1,0 +1,41 @@
+//! The network devices of this namespace that carry Ethernet frames (rtnetlink(7)).
+
+use std::{collections::BTreeSet, io};
+
+use crate::netlink::Request;
+
+const RTM_GETLINK: u16 = 18;
+const NLM_F_REQUEST: u16 = 0x1;
+const NLM_F_DUMP: u16 = 0x300;
+/// `ARPHRD_ETHER`.
+const ETHERNET: u16 = 1;
+/// Bytes of `ifinfomsg`; the type stands in the third and fourth.
+const MESSAGE: usize = 16;
+const IFLA_IFNAME: u16 = 3;
+
+/// Their names. Loopback is none of them: its frames have no senders.
+pub(super) fn ethernet() -> io::Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    let request = Request::new(RTM_GETLINK, NLM_F_REQUEST | NLM_F_DUMP).with(&[0; MESSAGE]);
+    request.list(libc::NETLINK_ROUTE, |body| {
+        let kind = body.get(2..4).and_then(<[u8]>::first_chunk).map(|kind| u16::from_ne_bytes(*kind));
+        if kind == Some(ETHERNET) {
+            names.extend(name(body));
+        }
+    })?;
+    Ok(names)
+}
+
+fn name(message: &[u8]) -> Option<String> {
+    let mut rest = message.get(MESSAGE..)?;
+    while let Some(head) = rest.first_chunk::<4>() {
+        let [length, kind] = [[head[0], head[1]], [head[2], head[3]]].map(u16::from_ne_bytes);
+        let value = rest.get(4..usize::from(length))?;
+        if kind == IFLA_IFNAME {
+            let name = value.split(|&byte| byte == 0).next()?;
+            return Some(String::from_utf8_lossy(name).into_owned());
+        }
+        rest = rest.get(usize::from(length).next_multiple_of(4)..)?;
+    }
+    None
+}

@@ -1,0 +1,119 @@
+//! What the kernel knows of the app's own socket (sock_diag(7), `tcp_info` of linux/tcp.h).
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+};
+
+use crate::netlink::Request;
+
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const NLM_F_REQUEST: u16 = 0x1;
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+const IPPROTO_TCP: u8 = 6;
+/// `INET_DIAG_INFO`, as the bit that asks for it and as the attribute that answers.
+const INFO: u16 = 2;
+/// Bytes of `inet_diag_msg`.
+const MESSAGE: usize = 72;
+const ESTABLISHED: u8 = 1;
+const CLOSE_WAIT: u8 = 8;
+// `tcpi_options`.
+const OPTION_TIMESTAMPS: u8 = 1;
+const OPTION_SACK: u8 = 2;
+
+/// An open connection of the app. Windows in bytes, the largest segments without options.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Info {
+    pub(super) timestamps: bool,
+    pub(super) selective: bool,
+    /// Shifts of the windows that it is told and that it tells.
+    pub(super) scales: (u8, u8),
+    pub(super) send_mss: u32,
+    pub(super) told_mss: u32,
+    /// What it may send, and what it has allowed its peer to send.
+    pub(super) windows: (u32, u32),
+}
+
+/// Asks for the app's end of a connection. `None` where there is none, or it is not open.
+pub(super) fn info(local: SocketAddr, peer: SocketAddr) -> io::Result<Option<Info>> {
+    let mut id = Vec::with_capacity(48);
+    id.extend(local.port().to_be_bytes());
+    id.extend(peer.port().to_be_bytes());
+    for address in [local.ip(), peer.ip()] {
+        let mut bytes = [0; 16];
+        match address {
+            IpAddr::V4(address) => bytes[..4].copy_from_slice(&address.octets()),
+            IpAddr::V6(address) => bytes = address.octets(),
+        }
+        id.extend(bytes);
+    }
+    id.extend([0; 4]);
+    // Any cookie.
+    id.extend([0xff; 8]);
+    let family = if local.is_ipv4() { AF_INET } else { AF_INET6 };
+    let request = Request::new(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST)
+        .with(&[family, IPPROTO_TCP, 1 << (INFO - 1), 0])
+        .with(&u32::MAX.to_ne_bytes())
+        .with(&id);
+    match request.ask(libc::NETLINK_SOCK_DIAG) {
+        Ok(answer) => Ok(read(answer.body())),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn read(message: &[u8]) -> Option<Info> {
+    let mut rest = message.get(MESSAGE..)?;
+    while let Some(head) = rest.first_chunk::<4>() {
+        let [length, kind] = [[head[0], head[1]], [head[2], head[3]]].map(u16::from_ne_bytes);
+        let value = rest.get(4..usize::from(length))?;
+        if kind == INFO {
+            return of_tcp_info(value);
+        }
+        rest = rest.get(usize::from(length).next_multiple_of(4)..)?;
+    }
+    None
+}
+
+fn of_tcp_info(info: &[u8]) -> Option<Info> {
+    let word = |at: usize| info.get(at..at + 4)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes));
+    let (state, options, scales) = (*info.first()?, *info.get(5)?, *info.get(6)?);
+    if state != ESTABLISHED && state != CLOSE_WAIT {
+        return None;
+    }
+    // The first of two bit fields is in the lower half of the byte where bytes are little-endian.
+    let scales = (scales & 0xf, scales >> 4);
+    Some(Info {
+        timestamps: options & OPTION_TIMESTAMPS != 0,
+        selective: options & OPTION_SACK != 0,
+        scales,
+        send_mss: word(16)?,
+        told_mss: word(84)?,
+        // `tcpi_snd_wnd` since Linux 5.4, `tcpi_rcv_wnd` since 6.2; what is certainly allowed where it is not told.
+        windows: (word(228).unwrap_or(64 << 10), word(232).unwrap_or(word(64)?)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpListener, TcpStream};
+
+    use super::*;
+
+    #[test]
+    fn the_kernel_tells_of_an_open_connection_and_of_no_other() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let caller = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (app, peer) = listener.accept().unwrap();
+        let local = app.local_addr().unwrap();
+        let told = info(local, peer).unwrap().unwrap();
+        assert!(
+            told.send_mss > 1000 && told.told_mss > 1000 && told.windows.0 > 1000 && told.windows.1 > 1000,
+            "{told:?}"
+        );
+        drop((app, caller));
+        let other = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
+        assert_eq!(info(local, other).unwrap(), None);
+    }
+}

@@ -1,0 +1,489 @@
+//! The packet programs in the kernel: loaded when a port first wants them, attached while one does.
+//!
+//! Needs `CAP_BPF`, `CAP_NET_ADMIN` and `CAP_PERFMON`. Their links are file descriptors of this process: when it dies
+//! nothing of them is left.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+};
+
+use aya::{
+    Ebpf, EbpfLoader, include_bytes_aligned,
+    maps::{HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf, SockMap},
+    programs::{
+        ProgramError, SchedClassifier, SkLookup, TcAttachType, TestRun as _, TestRunOptions, links::FdLink,
+        tc::SchedClassifierLink,
+    },
+};
+use ipnet::IpNet;
+use sluice_ebpf_common::{
+    self as abi,
+    insertion::{
+        self as flows, COMMAND_AT, Command, Flow, FlowCounter, FlowKey, LOCAL_FACING_APP, LOCAL_FACING_CALLER,
+        LOCAL_PORT, Local, NameKey, Op, Outcome,
+    },
+};
+
+use super::{devices, hints::Hints};
+use crate::kernel::{Entry, Listeners};
+
+static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../ebpf/insertion.bpf.o"));
+
+/// Lets a value be read while the kernel's programs write it: `BPF_F_LOCK`.
+const WITH_LOCK: u64 = 4;
+
+/// Why the programs cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ProgramsError {
+    /// The kernel or the privileges.
+    #[error("the packet programs cannot be loaded")]
+    Load(#[source] Box<aya::EbpfError>),
+    /// One of them is refused.
+    #[error("{program} cannot be {step}")]
+    Program {
+        /// Its name.
+        program: &'static str,
+        /// `loaded` or `attached`.
+        step: &'static str,
+        /// Why.
+        #[source]
+        source: Box<ProgramError>,
+    },
+    /// The object is not the one that was built with this agent.
+    #[error("the object has no {name}")]
+    Missing {
+        /// What.
+        name: &'static str,
+    },
+    /// A map cannot be written.
+    #[error("the map {map} cannot be changed")]
+    Map {
+        /// Its name.
+        map: &'static str,
+        /// Why.
+        #[source]
+        source: MapError,
+    },
+    /// Something of the operating system.
+    #[error("{what}")]
+    Io {
+        /// What failed.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A port whose requests are looked at in the kernel.
+#[derive(Debug)]
+struct Port {
+    hints: Hints,
+    facing_caller: Reserved,
+    facing_app: Reserved,
+    active: bool,
+}
+
+/// A free port that nobody else gets, in both families.
+#[derive(Debug)]
+struct Reserved {
+    port: u16,
+    _sockets: Vec<socket2::Socket>,
+}
+
+/// The loaded programs and their maps.
+pub struct Programs {
+    // In the order in which they should go.
+    lookup: Option<FdLink>,
+    devices: BTreeMap<String, Vec<SchedClassifierLink>>,
+    ports: BTreeMap<u16, Port>,
+    locals: HashMap<MapData, u32, Local>,
+    names: HashMap<MapData, NameKey, u32>,
+    values: HashMap<MapData, NameKey, u32>,
+    exempt: LpmTrie<MapData, abi::Address, u32>,
+    flows: HashMap<MapData, FlowKey, Flow>,
+    counters: PerCpuArray<MapData, u64>,
+    events: Option<RingBuf<MapData>>,
+    _listeners: SockMap<MapData>,
+    ebpf: Ebpf,
+    namespace: File,
+    keeps_shifted: bool,
+}
+
+/// What the packet programs did, over all CPUs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FlowCounters {
+    /// Requests proven not to match, which the app got without the agent.
+    pub passed: u64,
+    /// Requests that were kept for the agent.
+    pub held: u64,
+    /// Connections for which there was no room.
+    pub full: u64,
+    /// Held requests that were let go because nobody took them.
+    pub late: u64,
+    /// Connections that came in a way that the programs do not see, and were steered.
+    pub steered: u64,
+    /// Connections that the agent has left again.
+    pub returned: u64,
+}
+
+// === impl Programs ===
+
+impl Programs {
+    /// Loads them into the kernel, in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// When the kernel or the privileges do not allow it.
+    pub fn load(listeners: &Listeners) -> Result<Self, ProgramsError> {
+        let namespace = File::open("/proc/thread-self/ns/net")
+            .map_err(|source| ProgramsError::Io { what: "the network namespace cannot be opened", source })?;
+        let mut loader = EbpfLoader::new();
+        loader.btf(None);
+        let mut ebpf = loader.load(OBJECT).map_err(|error| ProgramsError::Load(Box::new(error)))?;
+        drop(loader);
+        let mut registered: SockMap<MapData> = take(&mut ebpf, flows::SPARE_LISTENERS_MAP)?;
+        let listener = |source| ProgramsError::Map { map: flows::SPARE_LISTENERS_MAP, source };
+        registered.set(abi::SLOT_V4, &listeners.v4, 0).map_err(listener)?;
+        if let Some(v6) = &listeners.v6 {
+            registered.set(abi::SLOT_V6, v6, 0).map_err(listener)?;
+        }
+        let mut programs = Self {
+            lookup: None,
+            devices: BTreeMap::new(),
+            ports: BTreeMap::new(),
+            locals: take(&mut ebpf, flows::LOCALS_MAP)?,
+            names: take(&mut ebpf, flows::NAMES_MAP)?,
+            values: take(&mut ebpf, flows::VALUES_MAP)?,
+            exempt: take(&mut ebpf, abi::EXEMPT_MAP)?,
+            flows: take(&mut ebpf, flows::FLOWS_MAP)?,
+            counters: take(&mut ebpf, flows::FLOW_COUNTERS_MAP)?,
+            events: Some(take(&mut ebpf, flows::EVENTS_MAP)?),
+            _listeners: registered,
+            ebpf,
+            namespace,
+            keeps_shifted: false,
+        };
+        for name in [flows::INGRESS_PROGRAM, flows::EGRESS_PROGRAM, flows::COMMAND_PROGRAM] {
+            programs.classifier(name)?.load().map_err(|source| refused(name, "loaded", source))?;
+        }
+        let name = flows::SPARE_PROGRAM;
+        programs.spare()?.load().map_err(|source| refused(name, "loaded", source))?;
+        Ok(programs)
+    }
+
+    /// Whether flows with shifted numbers may go back to their two sides: not where the programs that shift them would end
+    /// with this process.
+    #[must_use]
+    pub const fn keeps_shifted(&self) -> bool {
+        self.keeps_shifted
+    }
+
+    /// What the programs tell; once.
+    pub fn take_events(&mut self) -> Option<RingBuf<MapData>> {
+        self.events.take()
+    }
+
+    /// Makes the kernel look at the requests to these ports, and at no others. Ports that are no longer wanted are kept
+    /// for as long as `in_use` says that connections depend on them.
+    ///
+    /// # Errors
+    /// When a map or a link cannot be changed. What was done until then stays.
+    pub fn apply(&mut self, wanted: &BTreeMap<u16, Hints>, exempt: &[IpNet]) -> Result<(), ProgramsError> {
+        self.set_exempt(exempt)?;
+        let gone: Vec<u16> = self.ports.keys().copied().filter(|port| !wanted.contains_key(port)).collect();
+        for port in gone {
+            self.deactivate(port)?;
+        }
+        if !wanted.is_empty() {
+            self.attach()?;
+        }
+        for (&port, hints) in wanted {
+            self.activate(port, hints)?;
+        }
+        self.clear()
+    }
+
+    /// Forgets ports that are no longer wanted and that no flow depends on, and detaches the programs with the last one.
+    ///
+    /// # Errors
+    /// When a map cannot be changed.
+    pub fn clear(&mut self) -> Result<(), ProgramsError> {
+        let leaving: Vec<u16> = self.ports.iter().filter(|(_, port)| !port.active).map(|(&port, _)| port).collect();
+        for port in leaving {
+            let depends = |flow: &Flow| {
+                flow.state == flows::State::Split as u32
+                    || flow.state == flows::State::Held as u32
+                    || flow.din | flow.dout != 0
+            };
+            let mut in_use = false;
+            for key in self.flows.keys().flatten().filter(|key| key.port == port).collect::<Vec<_>>() {
+                match self.flow(&key) {
+                    Some(flow) if depends(&flow) => in_use = true,
+                    _ => _ = self.flows.remove(&key),
+                }
+            }
+            if !in_use && let Some(held) = self.ports.remove(&port) {
+                for local in [port, held.facing_caller.port, held.facing_app.port] {
+                    let _ = self.locals.remove(&u32::from(local));
+                }
+            }
+        }
+        if self.ports.is_empty() {
+            self.devices.clear();
+            self.lookup = None;
+        }
+        Ok(())
+    }
+
+    /// Whether a port waits for [`Programs::clear`].
+    #[must_use]
+    pub fn is_leaving(&self) -> bool {
+        self.ports.values().any(|port| !port.active)
+    }
+
+    /// Whether the programs are attached.
+    #[must_use]
+    pub fn is_attached(&self) -> bool {
+        self.lookup.is_some() && self.devices.values().all(|links| links.len() == 2)
+    }
+
+    /// The ports that are looked at, as the kernel holds them.
+    #[must_use]
+    pub fn held_ports(&self) -> BTreeSet<u16> {
+        let held = self.locals.iter().flatten();
+        held.filter(|(_, local)| local.kind == LOCAL_PORT && local.active != 0).map(|(_, local)| local.port).collect()
+    }
+
+    /// The devices that the programs are attached to.
+    pub fn devices(&self) -> impl Iterator<Item = &str> {
+        self.devices.keys().map(String::as_str)
+    }
+
+    /// The ports of the agent's sockets for an intercepted port: facing callers, facing the app.
+    #[must_use]
+    pub fn facing(&self, port: u16) -> Option<(u16, u16)> {
+        self.ports.get(&port).map(|port| (port.facing_caller.port, port.facing_app.port))
+    }
+
+    /// A flow, read under its lock.
+    #[must_use]
+    pub fn flow(&self, key: &FlowKey) -> Option<Flow> {
+        self.flows.get(key, WITH_LOCK).ok()
+    }
+
+    /// All flows.
+    pub fn flow_keys(&self) -> impl Iterator<Item = FlowKey> + '_ {
+        self.flows.keys().flatten()
+    }
+
+    /// Changes a flow, under its lock.
+    pub fn command(&self, key: &FlowKey, id: u32, op: Op, numbers: [u32; 4]) -> Outcome {
+        let command = Command { key: *key, op: op as u32, id, numbers };
+        let mut packet = [0; COMMAND_AT + size_of::<Command>()];
+        packet[COMMAND_AT..].copy_from_slice(&command.to_bytes());
+        self.run(&packet, None).map_or(Outcome::Unknown, Outcome::of)
+    }
+
+    /// Runs the kernel's scanner on text, as it would look at the data of a packet: for tests of its agreement with the
+    /// parser. Where it is proven: requests, where the next one begins.
+    pub fn scan(&self, port: u16, text: &[u8]) -> Result<(Outcome, Command), ProgramError> {
+        let length = u32::try_from(text.len()).unwrap_or(u32::MAX);
+        let key = FlowKey { caller: [0; 4], pod: [0; 4], caller_port: 0, port };
+        let command = Command { key, op: Op::Scan as u32, id: 0, numbers: [length, 0, 0, 0] };
+        let mut packet = vec![0; COMMAND_AT];
+        packet.extend(command.to_bytes());
+        packet.extend(text);
+        let mut out = vec![0; packet.len()];
+        let code = self.run(&packet, Some(&mut out))?;
+        let command = out.get(COMMAND_AT..).and_then(Command::from_bytes).unwrap_or(command);
+        Ok((Outcome::of(code), command))
+    }
+
+    /// What was counted.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn counters(&self) -> Result<FlowCounters, MapError> {
+        let sum = |counter: FlowCounter| self.counters.get(&(counter as u32), 0).map(|cpus| cpus.iter().sum());
+        Ok(FlowCounters {
+            passed: sum(FlowCounter::Passed)?,
+            held: sum(FlowCounter::Held)?,
+            full: sum(FlowCounter::Full)?,
+            late: sum(FlowCounter::Late)?,
+            steered: sum(FlowCounter::Steered)?,
+            returned: sum(FlowCounter::Returned)?,
+        })
+    }
+
+    fn run(&self, packet: &[u8], out: Option<&mut [u8]>) -> Result<u32, ProgramError> {
+        let program = self.ebpf.program(flows::COMMAND_PROGRAM).ok_or(ProgramError::NotLoaded)?;
+        let program: &SchedClassifier = program.try_into()?;
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(packet);
+        options.data_out = out;
+        Ok(program.test_run(options)?.return_value)
+    }
+
+    fn activate(&mut self, port: u16, hints: &Hints) -> Result<(), ProgramsError> {
+        if !self.ports.contains_key(&port) {
+            let reserve = || {
+                Reserved::new()
+                    .map_err(|source| ProgramsError::Io { what: "no port can be reserved for insertion", source })
+            };
+            let new =
+                Port { hints: Hints::default(), facing_caller: reserve()?, facing_app: reserve()?, active: false };
+            self.ports.insert(port, new);
+        }
+        let Some(held) = self.ports.get_mut(&port) else { return Ok(()) };
+        // New names and values before the bits that make the programs look for them, old ones after.
+        let (names, values) = (
+            |source| ProgramsError::Map { map: flows::NAMES_MAP, source },
+            |source| ProgramsError::Map { map: flows::VALUES_MAP, source },
+        );
+        for value in hints.values(port) {
+            self.values.insert(value, 1, 0).map_err(values)?;
+        }
+        for (name, interest) in hints.names(port) {
+            self.names.insert(name, interest, 0).map_err(names)?;
+        }
+        let (caller, app) = (held.facing_caller.port, held.facing_app.port);
+        let locals = |source| ProgramsError::Map { map: flows::LOCALS_MAP, source };
+        let facing = |kind| Local::new(kind, port, 0, 0, true, [0; 2]);
+        self.locals.insert(u32::from(caller), facing(LOCAL_FACING_CALLER), 0).map_err(locals)?;
+        self.locals.insert(u32::from(app), facing(LOCAL_FACING_APP), 0).map_err(locals)?;
+        let local = Local::new(LOCAL_PORT, port, caller, app, true, hints.bitmap());
+        self.locals.insert(u32::from(port), local, 0).map_err(locals)?;
+        let before = std::mem::replace(&mut held.hints, hints.clone());
+        held.active = true;
+        for (name, _) in before.names(port).filter(|(name, _)| hints.names(port).all(|(new, _)| new != *name)) {
+            let _ = self.names.remove(&name);
+        }
+        for value in before.values(port).filter(|value| hints.values(port).all(|new| new != *value)) {
+            let _ = self.values.remove(&value);
+        }
+        Ok(())
+    }
+
+    fn deactivate(&mut self, port: u16) -> Result<(), ProgramsError> {
+        let Some(held) = self.ports.get_mut(&port) else { return Ok(()) };
+        held.active = false;
+        let local = Local::new(LOCAL_PORT, port, held.facing_caller.port, held.facing_app.port, false, [0; 2]);
+        let locals = |source| ProgramsError::Map { map: flows::LOCALS_MAP, source };
+        self.locals.insert(u32::from(port), local, 0).map_err(locals)?;
+        let hints = std::mem::take(&mut held.hints);
+        for (name, _) in hints.names(port) {
+            let _ = self.names.remove(&name);
+        }
+        for value in hints.values(port) {
+            let _ = self.values.remove(&value);
+        }
+        Ok(())
+    }
+
+    fn set_exempt(&mut self, exempt: &[IpNet]) -> Result<(), ProgramsError> {
+        let map = |source| ProgramsError::Map { map: abi::EXEMPT_MAP, source };
+        let wanted: BTreeSet<Entry> = exempt.iter().copied().map(Entry::new).collect();
+        let held: BTreeSet<Entry> =
+            self.exempt.keys().map(|key| key.map(Entry::of_key)).collect::<Result<_, _>>().map_err(map)?;
+        for entry in wanted.difference(&held) {
+            self.exempt.insert(&entry.key(), entry.family(), 0).map_err(map)?;
+        }
+        for entry in held.difference(&wanted) {
+            self.exempt.remove(&entry.key()).map_err(map)?;
+        }
+        Ok(())
+    }
+
+    /// Attaches the programs to the namespace and to all devices of packets that there are.
+    fn attach(&mut self) -> Result<(), ProgramsError> {
+        let found = devices::ethernet()
+            .map_err(|source| ProgramsError::Io { what: "the network devices cannot be listed", source })?;
+        self.devices.retain(|name, _| found.contains(name));
+        for device in found {
+            if self.devices.contains_key(&device) {
+                continue;
+            }
+            let mut links = Vec::new();
+            // What leaves before what comes in, so that no flow begins without its answers being seen.
+            for (name, place) in
+                [(flows::EGRESS_PROGRAM, TcAttachType::Egress), (flows::INGRESS_PROGRAM, TcAttachType::Ingress)]
+            {
+                let program = self.classifier(name)?;
+                let link = program.attach(&device, place).and_then(|id| program.take_link(id));
+                links.push(link.map_err(|source| refused(name, "attached", source))?);
+            }
+            self.devices.insert(device, links);
+        }
+        if self.lookup.is_none() {
+            let namespace = self.namespace.try_clone();
+            let namespace = namespace
+                .map_err(|source| ProgramsError::Io { what: "the network namespace cannot be opened", source })?;
+            let program = self.spare()?;
+            let link = program.attach(&namespace).and_then(|id| program.take_link(id));
+            self.lookup = Some(link.map_err(|source| refused(flows::SPARE_PROGRAM, "attached", source))?.into());
+        }
+        Ok(())
+    }
+
+    fn classifier(&mut self, name: &'static str) -> Result<&mut SchedClassifier, ProgramsError> {
+        let program = self.ebpf.program_mut(name).ok_or(ProgramsError::Missing { name })?;
+        program.try_into().map_err(|source| refused(name, "loaded", source))
+    }
+
+    fn spare(&mut self) -> Result<&mut SkLookup, ProgramsError> {
+        let name = flows::SPARE_PROGRAM;
+        let program = self.ebpf.program_mut(name).ok_or(ProgramsError::Missing { name })?;
+        program.try_into().map_err(|source| refused(name, "loaded", source))
+    }
+}
+
+impl std::fmt::Debug for Programs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Programs").field("ports", &self.ports).finish_non_exhaustive()
+    }
+}
+
+// === impl Reserved ===
+
+impl Reserved {
+    fn new() -> io::Result<Self> {
+        // A listener finds a free port; bound sockets without it keep the port from others, and no caller gets through.
+        for _ in 0..32 {
+            let port = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?.local_addr()?.port();
+            let mut sockets = vec![bound((Ipv4Addr::UNSPECIFIED, port).into())?];
+            match bound((Ipv6Addr::UNSPECIFIED, port).into()) {
+                Ok(socket) => sockets.push(socket),
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => continue,
+                // No IPv6 here.
+                Err(_) => {}
+            }
+            return Ok(Self { port, _sockets: sockets });
+        }
+        Err(io::ErrorKind::AddrInUse.into())
+    }
+}
+
+fn bound(address: SocketAddr) -> io::Result<socket2::Socket> {
+    let socket = socket2::Socket::new(
+        socket2::Domain::for_address(address),
+        socket2::Type::STREAM,
+        Some(socket2::Protocol::TCP),
+    )?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+fn take<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, ProgramsError> {
+    let map = ebpf.take_map(name).ok_or(ProgramsError::Missing { name })?;
+    M::try_from(map).map_err(|source| ProgramsError::Map { map: name, source })
+}
+
+fn refused(program: &'static str, step: &'static str, source: ProgramError) -> ProgramsError {
+    ProgramsError::Program { program, step, source: Box::new(source) }
+}

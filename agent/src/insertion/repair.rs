@@ -1,0 +1,200 @@
+//! Sockets made in the middle of a connection (`TCP_REPAIR`, tcp(7); the use of it by CRIU: criu.org/TCP_connection).
+//!
+//! A socket in repair mode sends nothing, whatever is done to it: its numbers, options and windows are written as those
+//! of a connection that exists already. Needs `CAP_NET_ADMIN`.
+
+#![expect(unsafe_code, reason = "socket options that no library has")]
+
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::{AsFd, AsRawFd as _},
+    time::Duration,
+};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+// Of linux/tcp.h; libc has some of them.
+const TCP_REPAIR: i32 = 19;
+const TCP_REPAIR_QUEUE: i32 = 20;
+const TCP_QUEUE_SEQ: i32 = 21;
+const TCP_REPAIR_OPTIONS: i32 = 22;
+const TCP_TIMESTAMP: i32 = 24;
+const TCP_REPAIR_WINDOW: i32 = 29;
+const REPAIR_ON: i32 = 1;
+const REPAIR_OFF: i32 = 0;
+/// Off, without the window probe that tells the peer where this end stands.
+const REPAIR_OFF_QUIET: i32 = -1;
+const NO_QUEUE: i32 = 0;
+const RECEIVE_QUEUE: i32 = 1;
+const SEND_QUEUE: i32 = 2;
+// Kinds of TCP options, as `tcp_repair_opt` names them.
+const OPTION_MSS: u32 = 2;
+const OPTION_WINDOW: u32 = 3;
+const OPTION_SACK: u32 = 4;
+const OPTION_TIMESTAMP: u32 = 8;
+
+/// A connection as one end of it sees it. Numbers are those of TCP headers, windows in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct End {
+    pub(super) local: SocketAddr,
+    pub(super) peer: SocketAddr,
+    /// The next number that it sends.
+    pub(super) send: u32,
+    /// The next number that it receives.
+    pub(super) receive: u32,
+    /// Largest segment that it sends, options included.
+    pub(super) mss: u32,
+    /// Shifts of the windows that it is told and that it tells; 0 where they were not negotiated.
+    pub(super) scales: (u8, u8),
+    pub(super) selective: bool,
+    /// The value of its timestamps now, where they were negotiated.
+    pub(super) timestamp: Option<u32>,
+    /// What it may send, and what it has allowed its peer to send.
+    pub(super) windows: (u32, u32),
+}
+
+#[repr(C)]
+struct RepairOption {
+    code: u32,
+    value: u32,
+}
+
+#[repr(C)]
+struct RepairWindow {
+    snd_wl1: u32,
+    snd_wnd: u32,
+    max_window: u32,
+    rcv_wnd: u32,
+    rcv_wup: u32,
+}
+
+/// A socket in repair mode. Dropped, it vanishes without a packet.
+#[derive(Debug)]
+pub(super) struct Repaired {
+    socket: Socket,
+}
+
+fn set<T>(socket: &impl AsFd, option: i32, value: &T) -> io::Result<()> {
+    let length = libc::socklen_t::try_from(size_of::<T>()).map_err(io::Error::other)?;
+    // SAFETY: the pointer is to a value of that length, which the kernel copies.
+    let result = unsafe {
+        libc::setsockopt(socket.as_fd().as_raw_fd(), libc::IPPROTO_TCP, option, (&raw const *value).cast(), length)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+fn get(socket: &impl AsFd, option: i32) -> io::Result<u32> {
+    let (mut value, mut length) = (0_u32, 4);
+    // SAFETY: the pointers are to a value of four bytes and to its length.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            option,
+            (&raw mut value).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Bytes that wait in a queue of a connection: unread ones (`SIOCINQ`) or ones that the peer has not acknowledged
+/// (`SIOCOUTQ`).
+fn waiting(socket: &impl AsFd, queue: libc::c_ulong) -> io::Result<i32> {
+    let mut bytes = 0_i32;
+    // SAFETY: the pointer is to the number that these requests write.
+    let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), queue, &raw mut bytes) };
+    if result == 0 { Ok(bytes) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Whether nothing waits in either queue.
+pub(super) fn is_quiet(socket: &impl AsFd) -> io::Result<bool> {
+    Ok(waiting(socket, libc::FIONREAD)? == 0 && waiting(socket, libc::TIOCOUTQ)? == 0)
+}
+
+/// The next numbers that an open connection sends and receives.
+pub(super) fn numbers(socket: &impl AsFd) -> io::Result<(u32, u32)> {
+    set(socket, TCP_REPAIR, &REPAIR_ON)?;
+    let read = |queue: i32| {
+        set(socket, TCP_REPAIR_QUEUE, &queue)?;
+        get(socket, TCP_QUEUE_SEQ)
+    };
+    let numbers = read(SEND_QUEUE).and_then(|send| Ok((send, read(RECEIVE_QUEUE)?)));
+    // In any case: a socket in repair mode hangs its connection.
+    set(socket, TCP_REPAIR_QUEUE, &NO_QUEUE)?;
+    set(socket, TCP_REPAIR, &REPAIR_OFF_QUIET)?;
+    numbers
+}
+
+/// Makes an open connection end without a packet when it is closed.
+pub(crate) fn silence(socket: &impl AsFd) -> io::Result<()> {
+    set(socket, TCP_REPAIR, &REPAIR_ON)
+}
+
+// === impl Repaired ===
+
+impl Repaired {
+    /// Makes one end of a connection that exists.
+    pub(super) fn new(end: &End) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(end.local), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+        set(&socket, TCP_REPAIR, &REPAIR_ON)?;
+        set(&socket, TCP_REPAIR_QUEUE, &SEND_QUEUE)?;
+        set(&socket, TCP_QUEUE_SEQ, &end.send)?;
+        set(&socket, TCP_REPAIR_QUEUE, &RECEIVE_QUEUE)?;
+        set(&socket, TCP_QUEUE_SEQ, &end.receive)?;
+        socket.bind(&end.local.into())?;
+        socket.connect(&end.peer.into())?;
+
+        let (told, tells) = end.scales;
+        let mut options = vec![
+            RepairOption { code: OPTION_MSS, value: end.mss },
+            // Always: without it the window that is told shrinks, and what is uploaded hangs.
+            RepairOption { code: OPTION_WINDOW, value: u32::from(told) | u32::from(tells) << 16 },
+        ];
+        if end.selective {
+            options.push(RepairOption { code: OPTION_SACK, value: 0 });
+        }
+        if end.timestamp.is_some() {
+            options.push(RepairOption { code: OPTION_TIMESTAMP, value: 0 });
+        }
+        let length = libc::socklen_t::try_from(size_of_val(&options[..])).map_err(io::Error::other)?;
+        // SAFETY: the pointer is to as many bytes, which the kernel copies.
+        let result = unsafe {
+            libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, TCP_REPAIR_OPTIONS, options.as_ptr().cast(), length)
+        };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        if let Some(value) = end.timestamp {
+            // Bit 0 would switch the socket to microseconds.
+            set(&socket, TCP_TIMESTAMP, &(value & !1))?;
+        }
+        let (snd_wnd, rcv_wnd) = end.windows;
+        let window = RepairWindow { snd_wl1: end.receive, snd_wnd, max_window: snd_wnd, rcv_wnd, rcv_wup: end.receive };
+        set(&socket, TCP_REPAIR_WINDOW, &window)?;
+        socket.set_tcp_nodelay(true)?;
+        // A reset, if this process dies: the other end shall not take it for the end of an answer.
+        socket.set_linger(Some(Duration::ZERO))?;
+        Ok(Self { socket })
+    }
+
+    /// Puts bytes where the connection's reader will find them, as if they had just arrived.
+    pub(super) fn received(&self, bytes: &[u8]) -> io::Result<()> {
+        set(&self.socket, TCP_REPAIR_QUEUE, &RECEIVE_QUEUE)?;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let taken = self.socket.send(rest)?;
+            rest = &rest[taken..];
+        }
+        Ok(())
+    }
+
+    /// Leaves repair mode: from now on it is a connection like any other. `tell`: whether the peer is told at once what
+    /// has arrived.
+    pub(super) fn open(self, tell: bool) -> io::Result<Socket> {
+        set(&self.socket, TCP_REPAIR_QUEUE, &NO_QUEUE)?;
+        set(&self.socket, TCP_REPAIR, if tell { &REPAIR_OFF } else { &REPAIR_OFF_QUIET })?;
+        Ok(self.socket)
+    }
+}

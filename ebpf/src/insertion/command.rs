@@ -1,0 +1,137 @@
+//! What the agent asks of a flow. Run by `BPF_PROG_TEST_RUN` on a made-up packet that holds the command, so that the
+//! flow's lock is taken where it can be: in the kernel.
+
+use aya_ebpf::{
+    helpers::generated::{bpf_skb_load_bytes, bpf_skb_store_bytes},
+    macros::classifier,
+    programs::TcContext,
+};
+use sluice_ebpf_common::insertion::{self as abi, Command, Flow, Local, Op, Outcome, State, WINDOW};
+
+use super::{
+    ingress::release,
+    maps::{self, FLOWS, Scratch, flow, locked, now},
+    scan::{self, Verdict},
+};
+
+/// The program.
+#[classifier]
+#[expect(clippy::needless_pass_by_value, reason = "the macro passes the context by value")]
+#[expect(unsafe_code, reason = "a helper of the kernel")]
+fn sluice_command(ctx: TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    let mut command = core::mem::MaybeUninit::<Command>::uninit();
+    // SAFETY: the room is as long as the length says, and every pattern of bits is a command.
+    let command = unsafe {
+        let to = command.as_mut_ptr();
+        if bpf_skb_load_bytes(skb.cast(), abi::COMMAND_AT as u32, to.cast(), size_of::<Command>() as u32) != 0 {
+            return Outcome::Unknown as i32;
+        }
+        &mut *to
+    };
+    if command.op == Op::Scan as u32 {
+        let Some(scratch) = maps::scratch() else { return Outcome::Gone as i32 };
+        let outcome = scan(&ctx, command, scratch);
+        let at = abi::COMMAND_AT as u32;
+        // SAFETY: as above.
+        unsafe { bpf_skb_store_bytes(skb.cast(), at, (&raw const *command).cast(), size_of::<Command>() as u32, 0) };
+        return outcome as i32;
+    }
+    let Some(flow) = flow(&command.key) else { return Outcome::Gone as i32 };
+    let now = now();
+    let outcome = locked(flow, |flow| act(flow, command, now));
+    if command.op == Op::Remove as u32 && outcome == Outcome::Done {
+        let _ = FLOWS.remove(&command.key);
+    }
+    outcome as i32
+}
+
+#[inline(always)]
+fn act(flow: &mut Flow, command: &Command, now: u64) -> Outcome {
+    let [a, b, c, d] = command.numbers;
+    if flow.id != command.id {
+        return Outcome::Gone;
+    }
+    let op = command.op;
+    if op == Op::Remove as u32 {
+        return Outcome::Done;
+    }
+    if op == Op::Insert as u32 {
+        if flow.flags & abi::FLAG_RESET != 0 {
+            return Outcome::Reset;
+        }
+        if flow.state != State::Held as u32 {
+            return Outcome::State;
+        }
+        if flow.sent_end != a || flow.caller_ack != a || flow.app_ack != b {
+            return Outcome::Moved;
+        }
+        if flow.held_to != c {
+            return Outcome::More;
+        }
+        flow.state = State::Split as u32;
+        return Outcome::Done;
+    }
+    if op == Op::Release as u32 {
+        if flow.state != State::Held as u32 {
+            return Outcome::State;
+        }
+        release(flow);
+        if a != 0 {
+            flow.state = State::Wire as u32;
+        }
+        return Outcome::Done;
+    }
+    if op == Op::Keep as u32 {
+        if flow.state != State::Held as u32 {
+            return Outcome::State;
+        }
+        flow.held_since = now;
+        return Outcome::Done;
+    }
+    if flow.state != State::Split as u32 {
+        return Outcome::State;
+    }
+    if op == Op::Arm as u32 {
+        flow.armed_caller = a;
+        flow.armed_app = b;
+        flow.armed_din = c;
+        flow.armed_dout = d;
+        flow.flags |= abi::FLAG_ARMED;
+        return Outcome::Done;
+    }
+    if op == Op::Disarm as u32 {
+        flow.flags &= !(abi::FLAG_ARMED | abi::FLAG_RETURNING);
+        return Outcome::Done;
+    }
+    Outcome::Unknown
+}
+
+#[inline(always)]
+#[expect(unsafe_code, reason = "a helper of the kernel")]
+fn scan(ctx: &TcContext, command: &mut Command, scratch: &mut Scratch) -> Outcome {
+    let total = command.numbers[0];
+    if total == 0 {
+        return Outcome::Undecided;
+    }
+    let len = maps::bounded(total, WINDOW as u32);
+    let from = (abi::COMMAND_AT + size_of::<Command>()) as u32;
+    // SAFETY: the window has room for `len` bytes.
+    if unsafe { bpf_skb_load_bytes(ctx.skb.skb.cast(), from, scratch.bytes.as_mut_ptr().cast(), len) } != 0 {
+        return Outcome::Unknown;
+    }
+    let port = command.key.port;
+    let Some(&Local { bitmap, .. }) = maps::local(port) else { return Outcome::Gone };
+    let verdict = if command.numbers[1] == 0 {
+        scan::requests(scratch, port, bitmap, len, total)
+    } else {
+        scan::answers(scratch, port, bitmap, command.numbers[2], len, total)
+    };
+    command.numbers =
+        [scratch.scan.next, scratch.scan.found, scratch.scan.heads, scratch.scan.last | scratch.scan.unknown << 1];
+    match verdict {
+        Verdict::Clean => Outcome::Done,
+        Verdict::NotHttp => Outcome::State,
+        _ => Outcome::Undecided,
+    }
+}

@@ -1,0 +1,227 @@
+//! Packets on their way out of the pod.
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
+use sluice_ebpf_common::insertion::{self as abi, Answer, EventKind, Flow, FlowKey, Local, State};
+
+use super::{
+    PASS,
+    ingress::{ENDED, after},
+    maps::{self, FLOWS, Scratch, flow, locked, now},
+    packet::{self, ACK, FIN, Packet, RST, SYN},
+    scan::{self, Verdict},
+};
+
+/// What becomes of a packet of the app.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Act {
+    /// To the caller.
+    Pass,
+    /// To the caller, and the flow is over.
+    PassLast,
+    /// To the agent.
+    ToAgent,
+    /// To the caller; an answer begins at this offset.
+    Scan(u32),
+    /// To the caller; whether a chunked answer ends here is to be seen.
+    Last,
+    /// To the caller, and the agent may insert itself now.
+    Ready,
+}
+
+/// The program.
+#[classifier]
+#[expect(clippy::needless_pass_by_value, reason = "the macro passes the context by value")]
+fn sluice_egress(ctx: TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    let Some(packet) = Packet::read(skb) else { return PASS };
+    let Some(local) = maps::local(packet.source_port) else { return PASS };
+    let key = FlowKey {
+        caller: packet.destination,
+        pod: packet.source,
+        caller_port: packet.destination_port,
+        port: local.port,
+    };
+    if local.kind != abi::LOCAL_PORT {
+        return of_agent(&packet, &key, local);
+    }
+    let Some(flow) = flow(&key) else { return PASS };
+    let Some(scratch) = maps::scratch() else { return PASS };
+    let clock = clock(&packet, flow, scratch);
+    let act = locked(flow, |flow| decide(flow, &packet, clock));
+    match act {
+        Act::ToAgent => {
+            packet.reflect(packet.destination_port, local.facing_app);
+            return packet::turn_back(skb, abi::MARK_OWN);
+        }
+        Act::Scan(offset) => scanned(&packet, &key, local, flow, scratch, offset),
+        Act::Last => {
+            let ending = &packet.last_five() == b"0\r\n\r\n";
+            locked(flow, |flow| {
+                if flow.answer == Answer::Unknown as u32 || flow.answer == Answer::Ending as u32 {
+                    flow.answer = if ending { Answer::Ending as u32 } else { Answer::Unknown as u32 };
+                }
+            });
+        }
+        Act::Ready => maps::tell(&key, EventKind::Progress, flow.id),
+        Act::Pass | Act::PassLast => {}
+    }
+    let (din, dout) = (flow.din, flow.dout);
+    if din | dout != 0 {
+        packet.shift(scratch, 0_u32.wrapping_sub(dout), 0_u32.wrapping_sub(din));
+        if act == Act::PassLast {
+            maps::tell(&key, EventKind::Ended, flow.id);
+        }
+    } else if act == Act::PassLast {
+        let _ = FLOWS.remove(&key);
+    }
+    PASS
+}
+
+/// A packet of one of the agent's sockets.
+#[inline(always)]
+fn of_agent(packet: &Packet, key: &FlowKey, local: &Local) -> i32 {
+    let skb = packet.skb();
+    let split = flow(key).is_some_and(|flow| locked(flow, |flow| flow.state == State::Split as u32));
+    if !split {
+        // Not dropped: the local sender would take that for a device without room, and wait.
+        return packet::turn_back(skb, abi::MARK_SINK);
+    }
+    if local.kind == abi::LOCAL_FACING_CALLER {
+        packet.set_ports(local.port, packet.destination_port);
+        return PASS;
+    }
+    packet.reflect(packet.destination_port, local.port);
+    packet::turn_back(skb, abi::MARK_OWN)
+}
+
+/// The app's timestamp value minus the clock, where it has to be learned.
+#[inline(always)]
+fn clock(packet: &Packet, flow: &Flow, scratch: &mut Scratch) -> Option<u32> {
+    if flow.flags & abi::FLAG_CLOCK != 0 {
+        return None;
+    }
+    let value = if packet.has(SYN) {
+        packet.timestamp_value(scratch)
+    } else {
+        let timestamps = packet.timestamps();
+        if timestamps.present { Some(timestamps.value) } else { None }
+    };
+    value.map(|value| value.wrapping_sub((now() / 1_000_000) as u32))
+}
+
+#[inline(always)]
+fn decide(flow: &mut Flow, packet: &Packet, clock: Option<u32>) -> Act {
+    if let Some(clock) = clock {
+        flow.app_clock = clock;
+        flow.flags |= abi::FLAG_CLOCK;
+    }
+    if flow.state == State::Split as u32 {
+        if packet.len != 0 || packet.flags & (FIN | RST) != 0 {
+            flow.flags &= !(abi::FLAG_ARMED | abi::FLAG_RETURNING);
+        }
+        return Act::ToAgent;
+    }
+    let (seq, ack) = (packet.seq.wrapping_add(flow.dout), packet.ack.wrapping_add(flow.din));
+    if packet.has(SYN) {
+        flow.sent_end = seq.wrapping_add(1);
+        flow.caller_ack = seq;
+        return Act::Pass;
+    }
+    if packet.has(RST) {
+        return if flow.state == State::Held as u32 { Act::Pass } else { Act::PassLast };
+    }
+    if packet.has(FIN) {
+        flow.flags |= abi::FLAG_APP_FIN;
+    }
+    let mut ready = false;
+    if packet.has(ACK) && after(ack, flow.app_ack) {
+        flow.app_ack = ack;
+        ready = flow.state == State::Held as u32 && flow.caller_ack == flow.sent_end && ack == flow.held_from;
+    }
+    if packet.len == 0 {
+        if flow.flags & ENDED == ENDED && flow.state != State::Held as u32 {
+            return Act::PassLast;
+        }
+        return if ready { Act::Ready } else { Act::Pass };
+    }
+    let (end, before) = (seq.wrapping_add(packet.len), flow.sent_end);
+    if !after(end, before) {
+        return Act::Pass;
+    }
+    flow.sent_end = end;
+    flow.flags &= !abi::FLAG_ASKING;
+    if flow.state == State::Wire as u32 || flow.flags & abi::FLAG_OLD != 0 {
+        return Act::Pass;
+    }
+    answered(flow, seq, end, before)
+}
+
+/// Where in the answers this leads: `before` was the end of the app's data until now.
+#[inline(always)]
+fn answered(flow: &mut Flow, seq: u32, end: u32, before: u32) -> Act {
+    if flow.answer == Answer::Length as u32 {
+        if after(flow.answer_end, end) {
+            return Act::Pass;
+        }
+        flow.answer = Answer::None as u32;
+        flow.answered = flow.answered.wrapping_add(1);
+        flow.heads >>= 1;
+        if flow.answer_end == end {
+            return Act::Pass;
+        }
+        return begun(flow, flow.answer_end.wrapping_sub(seq));
+    }
+    if flow.answer == Answer::None as u32 {
+        return begun(flow, before.wrapping_sub(seq));
+    }
+    if flow.answer == Answer::Ending as u32 && flow.asked.wrapping_sub(flow.answered) > 1 {
+        // Another request had been sent, and this looks like the answer to it.
+        return Act::Scan(0);
+    }
+    Act::Last
+}
+
+#[inline(always)]
+fn begun(flow: &mut Flow, offset: u32) -> Act {
+    if flow.asked == flow.answered {
+        // Unasked: no HTTP.
+        flow.answer = Answer::Unknown as u32;
+        return Act::Last;
+    }
+    Act::Scan(offset)
+}
+
+#[inline(always)]
+fn scanned(packet: &Packet, key: &FlowKey, local: &Local, flow: &mut Flow, scratch: &mut Scratch, offset: u32) {
+    if offset >= packet.len {
+        return;
+    }
+    let Some(len) = packet.load(scratch, offset) else { return };
+    let verdict = scan::answers(scratch, key.port, local.bitmap, flow.heads, len, packet.len - offset);
+    let (found, unknown, next) = (scratch.scan.found, scratch.scan.unknown, scratch.scan.next);
+    let ending = &packet.last_five() == b"0\r\n\r\n";
+    locked(flow, |flow| {
+        let resumed = flow.answer == Answer::Ending as u32;
+        if verdict != Verdict::Clean {
+            if !resumed {
+                flow.answer = if ending { Answer::Ending as u32 } else { Answer::Unknown as u32 };
+            }
+            return;
+        }
+        if resumed {
+            flow.answered = flow.answered.wrapping_add(1);
+            flow.heads >>= 1;
+        }
+        flow.answered = flow.answered.wrapping_add(found);
+        flow.heads >>= found & 31;
+        let begin = packet.seq.wrapping_add(flow.dout).wrapping_add(offset);
+        if unknown != 0 {
+            flow.answer = if ending { Answer::Ending as u32 } else { Answer::Unknown as u32 };
+        } else if next > packet.len - offset {
+            flow.answer = Answer::Length as u32;
+            flow.answer_end = begin.wrapping_add(next);
+        } else {
+            flow.answer = Answer::None as u32;
+        }
+    });
+}

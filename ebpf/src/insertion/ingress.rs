@@ -1,0 +1,446 @@
+//! Packets on their way into the pod.
+
+use aya_ebpf::{
+    bindings::{__sk_buff, bpf_sock_tuple},
+    helpers::generated::{bpf_sk_release, bpf_skc_lookup_tcp},
+    macros::classifier,
+    programs::TcContext,
+};
+use sluice_ebpf_common::insertion::{self as abi, Answer, EventKind, Flow, FlowCounter, FlowKey, Local, State};
+
+use super::{
+    DROP, PASS,
+    copy::copied,
+    maps::{self, FLOWS, Scratch, count, flow, locked},
+    packet::{self, ACK, FIN, Packet, RST, SYN, URG},
+    scan::{self, Verdict},
+};
+
+/// A held request that nobody has asked to keep for so long goes to the app, in ns.
+const PATIENCE: u64 = 1_000_000_000;
+/// Most bytes of one flow that are kept from the app: a window's worth. The caller sends the rest again.
+const MAX_HELD: u32 = 256 << 10;
+/// Requests without their answer, of which the kind is remembered.
+const MAX_OWED: u32 = 32;
+
+/// `TCP_ESTABLISHED` and `TCP_CLOSE_WAIT` of the kernel.
+const ESTABLISHED: u32 = 1;
+const CLOSE_WAIT: u32 = 8;
+
+/// Both sides have sent their last byte.
+pub(crate) const ENDED: u32 = abi::FLAG_CALLER_FIN | abi::FLAG_APP_FIN;
+
+/// Whether the number `a` is behind `b` (RFC 9293 §3.4).
+#[inline(always)]
+pub(crate) const fn after(a: u32, b: u32) -> bool {
+    (b.wrapping_sub(a) as i32) < 0
+}
+
+/// What becomes of a packet, decided under the flow's lock.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Act {
+    /// To the app, with shifted numbers where the flow has them.
+    Pass,
+    /// To the app, and the flow is over.
+    PassLast,
+    /// To nobody: the caller sends it again.
+    Drop,
+    /// To the agent's socket.
+    ToAgent,
+    /// To the app, for the first time since the agent was inserted.
+    Return,
+    /// Request heads are to be looked at, from this number on.
+    Scan(u32),
+    /// Kept from the app, and copied to the agent from this number on.
+    Copy(u32),
+    /// Passes, and the agent may insert itself now.
+    Ready,
+    /// Passes, and the agent need not insert itself any more.
+    Over,
+}
+
+/// The program.
+#[classifier]
+#[expect(clippy::needless_pass_by_value, reason = "the macro passes the context by value")]
+fn sluice_ingress(ctx: TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    let mark = packet::mark(skb);
+    if mark == abi::MARK_OWN {
+        packet::set_mark(skb, 0);
+        return PASS;
+    }
+    if mark == abi::MARK_SINK {
+        return DROP;
+    }
+    let Some(packet) = Packet::read(skb) else { return PASS };
+    let Some(local) = maps::local(packet.destination_port) else { return PASS };
+    if local.kind != abi::LOCAL_PORT {
+        // Nobody reaches the agent's sockets from outside.
+        return DROP;
+    }
+    let key = FlowKey {
+        caller: packet.source,
+        pod: packet.destination,
+        caller_port: packet.source_port,
+        port: packet.destination_port,
+    };
+    let Some(scratch) = maps::scratch() else { return PASS };
+    if packet.flags & (SYN | ACK) == SYN {
+        return begins(&packet, &key, local, scratch);
+    }
+    let flow = match flow(&key) {
+        Some(flow) => flow,
+        None if local.active == 0 || packet.len == 0 || packet.flags & (RST | FIN | SYN) != 0 => return PASS,
+        None => match older(skb, &packet, &key) {
+            Some(flow) => flow,
+            None => return PASS,
+        },
+    };
+    let act = locked(flow, |flow| decide(flow, &packet, local.active != 0));
+    match act {
+        Act::Scan(from) => scanned(skb, &packet, &key, local, flow, scratch, from),
+        Act::Copy(from) if maps::now().wrapping_sub(flow.held_since) <= PATIENCE => {
+            copied(&packet, &key, flow, scratch, from)
+        }
+        Act::Copy(_) => {
+            count(FlowCounter::Late, 1);
+            locked(flow, release);
+            finish(&packet, &key, local, flow, scratch, Act::Pass)
+        }
+        act => finish(&packet, &key, local, flow, scratch, act),
+    }
+}
+
+/// A SYN: a flow begins.
+#[inline(always)]
+fn begins(packet: &Packet, key: &FlowKey, local: &Local, scratch: &mut Scratch) -> i32 {
+    if local.active == 0 {
+        return PASS;
+    }
+    let exempt = maps::is_exempt(packet.source, packet.v6);
+    let mut new = Flow::new(if exempt { State::Wire } else { State::Native }, maps::new_id());
+    new.next_head = packet.seq.wrapping_add(1);
+    new.app_ack = new.next_head;
+    if FLOWS.insert(key, &new, 0).is_err() {
+        count(FlowCounter::Full, 1);
+        return PASS;
+    }
+    if !exempt {
+        packet.plain_syn(scratch);
+    }
+    PASS
+}
+
+/// Data of a connection that began before these programs were attached, or when there was no room.
+#[inline(always)]
+fn older(skb: *mut __sk_buff, packet: &Packet, key: &FlowKey) -> Option<&'static mut Flow> {
+    let state = socket_state(skb, packet)?;
+    if state != ESTABLISHED && state != CLOSE_WAIT {
+        return None;
+    }
+    let exempt = maps::is_exempt(packet.source, packet.v6);
+    let mut new = Flow::new(if exempt { State::Wire } else { State::Native }, maps::new_id());
+    new.flags = abi::FLAG_OLD | abi::FLAG_SHAKEN;
+    new.next_head = packet.seq;
+    new.app_ack = packet.seq;
+    new.sent_end = packet.ack;
+    new.caller_ack = packet.ack;
+    if FLOWS.insert(key, &new, 1).is_err() {
+        count(FlowCounter::Full, 1);
+        return None;
+    }
+    flow(key)
+}
+
+/// The state of the app's socket, `None` where there is none.
+#[inline(always)]
+#[expect(unsafe_code, reason = "helpers of the kernel")]
+fn socket_state(skb: *mut __sk_buff, packet: &Packet) -> Option<u32> {
+    // SAFETY: the tuple is as long as its length says, and a socket that was found is given back.
+    unsafe {
+        let mut tuple: bpf_sock_tuple = core::mem::zeroed();
+        let length = if packet.v6 {
+            tuple.__bindgen_anon_1.ipv6.saddr = packet.source;
+            tuple.__bindgen_anon_1.ipv6.daddr = packet.destination;
+            tuple.__bindgen_anon_1.ipv6.sport = packet.source_port.to_be();
+            tuple.__bindgen_anon_1.ipv6.dport = packet.destination_port.to_be();
+            36
+        } else {
+            tuple.__bindgen_anon_1.ipv4.saddr = packet.source[3];
+            tuple.__bindgen_anon_1.ipv4.daddr = packet.destination[3];
+            tuple.__bindgen_anon_1.ipv4.sport = packet.source_port.to_be();
+            tuple.__bindgen_anon_1.ipv4.dport = packet.destination_port.to_be();
+            12
+        };
+        let socket = bpf_skc_lookup_tcp(skb.cast(), &raw mut tuple, length, u64::MAX, 0);
+        if socket.is_null() {
+            return None;
+        }
+        let state = (*socket).state;
+        bpf_sk_release(socket.cast());
+        Some(state)
+    }
+}
+
+#[inline(always)]
+fn decide(flow: &mut Flow, packet: &Packet, active: bool) -> Act {
+    if packet.has(RST) {
+        flow.flags |= abi::FLAG_RESET;
+        return match flow.state {
+            state if state == State::Split as u32 => Act::ToAgent,
+            state if state == State::Held as u32 => Act::Over,
+            _ => Act::PassLast,
+        };
+    }
+    if packet.has(FIN) {
+        flow.flags |= abi::FLAG_CALLER_FIN;
+    }
+    if flow.state == State::Split as u32 {
+        return split(flow, packet);
+    }
+    if packet.has(ACK) && after(packet.ack, flow.caller_ack) && !after(packet.ack, flow.sent_end) {
+        flow.caller_ack = packet.ack;
+    }
+    if packet.len == 0 {
+        flow.flags |= abi::FLAG_SHAKEN;
+    }
+    if flow.flags & ENDED == ENDED && packet.len == 0 && flow.state != State::Held as u32 {
+        return Act::PassLast;
+    }
+    if flow.state == State::Wire as u32 {
+        return Act::Pass;
+    }
+    if packet.has(URG) {
+        // Out-of-band data has no place in what is copied.
+        flow.state = State::Wire as u32;
+        return Act::Pass;
+    }
+    if flow.state == State::Held as u32 {
+        return held(flow, packet);
+    }
+    if packet.len == 0 {
+        return Act::Pass;
+    }
+    if !active {
+        // The rules have gone: nothing is looked at, and where the next head begins is not known any more.
+        flow.flags |= abi::FLAG_OLD | abi::FLAG_ASKING;
+        return Act::Pass;
+    }
+    native(flow, packet)
+}
+
+#[inline(always)]
+fn native(flow: &mut Flow, packet: &Packet) -> Act {
+    if flow.flags & abi::FLAG_OLD != 0 {
+        // A head begins for sure where the caller speaks after it has got all that it asked for.
+        let quiet = flow.flags & abi::FLAG_ASKING == 0 && packet.seq == flow.app_ack && packet.ack == flow.sent_end;
+        if !quiet {
+            flow.flags |= abi::FLAG_ASKING;
+            return Act::Pass;
+        }
+        flow.next_head = packet.seq;
+        flow.caller_ack = packet.ack;
+        flow.answer = Answer::None as u32;
+        flow.asked = flow.answered;
+        flow.heads = 0;
+        return Act::Scan(packet.seq);
+    }
+    let end = packet.end();
+    if !after(end, flow.next_head) {
+        return Act::Pass;
+    }
+    if after(packet.seq, flow.next_head) {
+        // Behind a head that has not been seen: the app would take it, and acknowledge both.
+        return Act::Drop;
+    }
+    Act::Scan(flow.next_head)
+}
+
+#[inline(always)]
+fn held(flow: &mut Flow, packet: &Packet) -> Act {
+    if packet.has(FIN) && packet.len == 0 {
+        // The app would take it for the end of what it has not got; the caller sends it again.
+        return Act::Drop;
+    }
+    if packet.len == 0 || !after(packet.end(), flow.held_from) {
+        let ready = flow.caller_ack == flow.sent_end && flow.app_ack == flow.held_from;
+        return if ready { Act::Ready } else { Act::Pass };
+    }
+    if after(packet.seq, flow.held_to) || !after(packet.end(), flow.held_to) {
+        return Act::Drop;
+    }
+    if flow.held_to.wrapping_sub(flow.held_from) >= MAX_HELD {
+        return Act::Drop;
+    }
+    Act::Copy(flow.held_to)
+}
+
+/// What was held goes to the app when the caller sends it again; where heads begin is found out anew.
+#[inline(always)]
+pub(crate) fn release(flow: &mut Flow) {
+    flow.state = State::Native as u32;
+    flow.flags |= abi::FLAG_OLD | abi::FLAG_ASKING;
+}
+
+#[inline(always)]
+fn split(flow: &mut Flow, packet: &Packet) -> Act {
+    if flow.flags & abi::FLAG_ARMED == 0 {
+        return Act::ToAgent;
+    }
+    if packet.len == 0 && !packet.has(FIN) {
+        return Act::ToAgent;
+    }
+    flow.flags &= !abi::FLAG_ARMED;
+    if packet.has(FIN) || packet.seq != flow.armed_caller || packet.ack != flow.armed_app {
+        return Act::ToAgent;
+    }
+    flow.flags |= abi::FLAG_RETURNING;
+    Act::Scan(packet.seq)
+}
+
+#[inline(always)]
+fn scanned(
+    skb: *mut __sk_buff,
+    packet: &Packet,
+    key: &FlowKey,
+    local: &Local,
+    flow: &mut Flow,
+    scratch: &mut Scratch,
+    from: u32,
+) -> i32 {
+    let offset = from.wrapping_sub(packet.seq);
+    let Some(len) = packet.load(scratch, offset) else { return DROP };
+    let total = packet.len.wrapping_sub(offset);
+    let verdict = scan::requests(scratch, key.port, local.bitmap, len, total);
+    let (found, heads, last, next) = (scratch.scan.found, scratch.scan.heads, scratch.scan.last, scratch.scan.next);
+    let now = maps::now();
+    let act = locked(flow, |flow| {
+        if flow.state == State::Split as u32 {
+            return returns(flow, packet, verdict, found, heads, last, next);
+        }
+        if flow.state != State::Native as u32 || flow.next_head != from {
+            // Something else has happened to it meanwhile.
+            return Act::Drop;
+        }
+        let was_old = flow.flags & abi::FLAG_OLD != 0;
+        let owed = flow.asked.wrapping_sub(flow.answered);
+        if verdict == Verdict::NotHttp && (was_old || flow.asked == 0) {
+            if was_old {
+                flow.flags |= abi::FLAG_ASKING;
+            } else {
+                flow.state = State::Wire as u32;
+            }
+            return Act::Pass;
+        }
+        flow.flags &= !(abi::FLAG_OLD | abi::FLAG_ASKING);
+        if verdict == Verdict::Clean && owed + found <= MAX_OWED {
+            passed(flow, from, found, heads, last, next);
+            return Act::Pass;
+        }
+        flow.state = State::Held as u32;
+        flow.held_from = packet.seq;
+        flow.held_to = packet.seq;
+        flow.held_since = now;
+        Act::Copy(packet.seq)
+    });
+    let act = match act {
+        Act::Copy(_) => reachable(skb, packet, flow, from),
+        act => act,
+    };
+    if let Act::Copy(from) = act {
+        count(FlowCounter::Held, 1);
+        return copied(packet, key, flow, scratch, from);
+    }
+    if verdict == Verdict::Clean && act != Act::Drop {
+        count(FlowCounter::Passed, found);
+    }
+    finish(packet, key, local, flow, scratch, act)
+}
+
+/// Requests have passed.
+#[inline(always)]
+fn passed(flow: &mut Flow, from: u32, found: u32, heads: u32, last: u32, next: u32) {
+    let owed = flow.asked.wrapping_sub(flow.answered);
+    flow.heads |= heads << (owed & 31);
+    flow.asked = flow.asked.wrapping_add(found);
+    flow.next_head = from.wrapping_add(next);
+    if last != 0 {
+        flow.flags |= abi::FLAG_LAST;
+        // Nothing behind it is a request.
+        flow.state = State::Wire as u32;
+    }
+}
+
+/// An armed flow, at whose armed numbers this packet stands: back to the app, or on with the agent.
+#[inline(always)]
+fn returns(flow: &mut Flow, packet: &Packet, verdict: Verdict, found: u32, heads: u32, last: u32, next: u32) -> Act {
+    let returning = flow.flags & abi::FLAG_RETURNING != 0;
+    flow.flags &= !abi::FLAG_RETURNING;
+    if verdict != Verdict::Clean || !returning || packet.seq != flow.armed_caller {
+        return Act::ToAgent;
+    }
+    flow.state = State::Native as u32;
+    flow.din = flow.armed_din;
+    flow.dout = flow.armed_dout;
+    flow.app_ack = flow.armed_caller;
+    flow.sent_end = flow.armed_app;
+    flow.caller_ack = flow.armed_app;
+    flow.answer = Answer::None as u32;
+    flow.asked = 0;
+    flow.answered = 0;
+    flow.heads = 0;
+    passed(flow, packet.seq, found, heads, last, next);
+    Act::Return
+}
+
+/// Whether the app's socket is there to be talked to; undoes the holding where it is not.
+#[inline(always)]
+fn reachable(skb: *mut __sk_buff, packet: &Packet, flow: &mut Flow, from: u32) -> Act {
+    match socket_state(skb, packet) {
+        Some(ESTABLISHED | CLOSE_WAIT) => return Act::Copy(packet.seq),
+        _ => {}
+    }
+    locked(flow, |flow| {
+        if flow.state != State::Held as u32 {
+            return Act::Drop;
+        }
+        if flow.flags & abi::FLAG_SHAKEN != 0 {
+            // The handshake is over but for the kernel, which waits for data before it makes a socket (TCP_DEFER_ACCEPT).
+            release(flow);
+            return Act::Pass;
+        }
+        // The last packet of the handshake was lost, or this is it. The caller sends both again.
+        flow.state = State::Native as u32;
+        flow.next_head = from;
+        Act::Drop
+    })
+}
+
+/// Does to the packet what was decided.
+#[inline(always)]
+fn finish(packet: &Packet, key: &FlowKey, local: &Local, flow: &mut Flow, scratch: &mut Scratch, act: Act) -> i32 {
+    match act {
+        Act::Drop | Act::Scan(_) | Act::Copy(_) => return DROP,
+        Act::ToAgent => {
+            packet.set_ports(packet.source_port, local.facing_caller);
+            return PASS;
+        }
+        Act::Ready => maps::tell(key, EventKind::Progress, flow.id),
+        Act::Over => maps::tell(key, EventKind::Reset, flow.id),
+        Act::Return => {
+            count(FlowCounter::Returned, 1);
+            maps::tell(key, EventKind::Returned, flow.id);
+        }
+        Act::Pass | Act::PassLast => {}
+    }
+    let (din, dout) = (flow.din, flow.dout);
+    if din | dout != 0 {
+        packet.shift(scratch, din, dout);
+        if act == Act::PassLast {
+            maps::tell(key, EventKind::Ended, flow.id);
+        }
+    } else if act == Act::PassLast {
+        let _ = FLOWS.remove(key);
+    }
+    PASS
+}

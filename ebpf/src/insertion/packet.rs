@@ -1,0 +1,448 @@
+//! One TCP packet: where its parts are, what they say, and the changes to it.
+//!
+//! Ethernet with IPv4 without options or IPv6 without extension headers; anything else is none of ours, and connections
+//! that begin like that are steered when they arrive, as the programs do not see them begin.
+
+use aya_ebpf::{
+    bindings::{__sk_buff, BPF_F_INGRESS},
+    helpers::generated::{
+        bpf_l4_csum_replace, bpf_loop, bpf_redirect, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
+    },
+};
+use sluice_ebpf_common::{self as common, AddressWords, insertion::WINDOW};
+
+use super::maps::{Scratch, bounded};
+
+const L3: u32 = 14;
+const IPPROTO_TCP: u8 = 6;
+
+pub(crate) const FIN: u8 = 0x01;
+pub(crate) const SYN: u8 = 0x02;
+pub(crate) const RST: u8 = 0x04;
+pub(crate) const ACK: u8 = 0x10;
+pub(crate) const URG: u8 = 0x20;
+
+/// Of a TCP header (RFC 9293 §3.1).
+const SEQ_AT: u32 = 4;
+const ACK_AT: u32 = 8;
+const SUM_AT: u32 = 16;
+const OPTIONS_AT: u32 = 20;
+
+/// Kinds of TCP options.
+const OPTION_END: u8 = 0;
+const OPTION_NOP: u8 = 1;
+const OPTION_SACK: u8 = 5;
+const OPTION_TIMESTAMPS: u8 = 8;
+const OPTION_MPTCP: u8 = 30;
+const OPTION_FAST_OPEN: u8 = 34;
+/// Most bytes of options.
+const OPTIONS: usize = 40;
+
+/// Longest option that is overwritten: MPTCP's in a SYN has at most 12 bytes, a Fast Open cookie at most 18.
+const MAX_ERASED: u32 = 20;
+
+/// An option that was found: where it begins in the window, and its length.
+struct Found {
+    at: u32,
+    length: u32,
+}
+
+/// The search for an option. In the scratch buffer, like the scanner's state and for the same reason.
+#[repr(C)]
+pub(crate) struct Search {
+    kind: u32,
+    end: u32,
+    at: u32,
+    length: u32,
+    found: u32,
+}
+
+/// What a step is given.
+struct Step {
+    scratch: *mut Scratch,
+}
+
+/// Looks at one option. Returns 1 to stop.
+#[inline(never)]
+#[expect(unsafe_code, reason = "called by the kernel with the pointer that `Packet::find` gave it")]
+extern "C" fn next_option(_index: u64, step: *mut Step) -> u64 {
+    // SAFETY: `Packet::find` gave it, and only one step runs at a time.
+    let Scratch { bytes, search, .. } = unsafe { &mut *(*step).scratch };
+    let at = search.at;
+    let kind = bytes[(at & 63) as usize] as u32;
+    if at >= search.end || kind == OPTION_END as u32 {
+        return 1;
+    }
+    if kind == OPTION_NOP as u32 {
+        search.at = at + 1;
+        return 0;
+    }
+    let length = bytes[((at + 1) & 63) as usize] as u32;
+    if length < 2 || at + length > search.end {
+        return 1;
+    }
+    if kind == search.kind {
+        search.length = length;
+        search.found = 1;
+        return 1;
+    }
+    search.at = at + length;
+    0
+}
+
+/// What a packet says.
+pub(crate) struct Packet {
+    skb: *mut __sk_buff,
+    /// Where the TCP header begins.
+    l4: u32,
+    pub(crate) v6: bool,
+    pub(crate) source: AddressWords,
+    pub(crate) destination: AddressWords,
+    /// In host byte order, like all numbers here.
+    pub(crate) source_port: u16,
+    pub(crate) destination_port: u16,
+    pub(crate) seq: u32,
+    pub(crate) ack: u32,
+    pub(crate) flags: u8,
+    pub(crate) window: u16,
+    /// Bytes of the TCP header.
+    header: u32,
+    /// Bytes of data.
+    pub(crate) len: u32,
+}
+
+/// The timestamps option (RFC 7323 §3).
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Timestamps {
+    pub(crate) present: bool,
+    pub(crate) value: u32,
+    pub(crate) echo: u32,
+}
+
+/// The mark of a packet.
+#[inline(always)]
+#[expect(unsafe_code, reason = "the context is a pointer from the kernel")]
+pub(crate) fn mark(skb: *mut __sk_buff) -> u32 {
+    // SAFETY: the kernel calls the program with a valid context.
+    unsafe { (*skb).mark }
+}
+
+/// Sets it.
+#[inline(always)]
+#[expect(unsafe_code, reason = "the context is a pointer from the kernel")]
+pub(crate) fn set_mark(skb: *mut __sk_buff, mark: u32) {
+    // SAFETY: as in `mark`.
+    unsafe { (*skb).mark = mark };
+}
+
+/// Sends the packet back into its device, as if it had come from outside.
+#[inline(always)]
+#[expect(unsafe_code, reason = "the context is a pointer from the kernel")]
+pub(crate) fn turn_back(skb: *mut __sk_buff, mark: u32) -> i32 {
+    set_mark(skb, mark);
+    // SAFETY: as in `mark`.
+    unsafe { bpf_redirect((*skb).ifindex, BPF_F_INGRESS as u64) as i32 }
+}
+
+#[inline(always)]
+#[expect(unsafe_code, reason = "reads what `Packet::read` has found to be there")]
+unsafe fn at<T: Copy>(data: usize, offset: usize) -> T {
+    // SAFETY: the caller has compared with the packet's end. Packets are aligned to two bytes only.
+    unsafe { core::ptr::read_unaligned((data + offset) as *const T) }
+}
+
+impl Packet {
+    /// Reads the headers.
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "packet bytes are reached through pointers")]
+    pub(crate) fn read(skb: *mut __sk_buff) -> Option<Self> {
+        // SAFETY: the context is valid, and each read lies before `data_end`, which the verifier checks.
+        unsafe {
+            let (mut data, mut end) = ((*skb).data as usize, (*skb).data_end as usize);
+            if data + 54 > end {
+                // Headers may be anywhere in a packet of several parts.
+                if bpf_skb_pull_data(skb, 54) != 0 {
+                    return None;
+                }
+                (data, end) = ((*skb).data as usize, (*skb).data_end as usize);
+                if data + 54 > end {
+                    return None;
+                }
+            }
+            let kind = u16::from_be(at::<u16>(data, 12));
+            if kind == 0x0800 {
+                // No options, no fragment.
+                if at::<u8>(data, 14) != 0x45
+                    || at::<u8>(data, 23) != IPPROTO_TCP
+                    || u16::from_be(at::<u16>(data, 20)) & 0x3fff != 0
+                {
+                    return None;
+                }
+                let total = u16::from_be(at::<u16>(data, 16)) as u32;
+                let total = if total == 0 { (*skb).len.wrapping_sub(L3) } else { total };
+                let addresses = (at::<u32>(data, 26), at::<u32>(data, 30));
+                let addresses = (common::v4_mapped_words(addresses.0), common::v4_mapped_words(addresses.1));
+                return Self::tcp(skb, data + 34, 34, total.wrapping_sub(20), addresses, false);
+            }
+            if kind != 0x86dd || at::<u8>(data, 20) != IPPROTO_TCP {
+                return None;
+            }
+            if data + 74 > end {
+                if bpf_skb_pull_data(skb, 74) != 0 {
+                    return None;
+                }
+                (data, end) = ((*skb).data as usize, (*skb).data_end as usize);
+                if data + 74 > end {
+                    return None;
+                }
+            }
+            let total = u16::from_be(at::<u16>(data, 18)) as u32;
+            let total = if total == 0 { (*skb).len.wrapping_sub(L3 + 40) } else { total };
+            let source = [at::<u32>(data, 22), at::<u32>(data, 26), at::<u32>(data, 30), at::<u32>(data, 34)];
+            let destination = [at::<u32>(data, 38), at::<u32>(data, 42), at::<u32>(data, 46), at::<u32>(data, 50)];
+            Self::tcp(skb, data + 54, 54, total, (source, destination), true)
+        }
+    }
+
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "packet bytes are reached through pointers")]
+    unsafe fn tcp(
+        skb: *mut __sk_buff,
+        tcp: usize,
+        l4: u32,
+        total: u32,
+        (source, destination): (AddressWords, AddressWords),
+        v6: bool,
+    ) -> Option<Self> {
+        // SAFETY: the caller has found the 20 bytes of the header to be there.
+        let (ports, seq, ack, header, flags, window) = unsafe {
+            (
+                [at::<u16>(tcp, 0), at::<u16>(tcp, 2)],
+                at::<u32>(tcp, 4),
+                at::<u32>(tcp, 8),
+                at::<u8>(tcp, 12),
+                at::<u8>(tcp, 13),
+                at::<u16>(tcp, 14),
+            )
+        };
+        let header = ((header >> 4) as u32) * 4;
+        if header < OPTIONS_AT || total < header {
+            return None;
+        }
+        Some(Self {
+            skb,
+            l4,
+            v6,
+            source,
+            destination,
+            source_port: u16::from_be(ports[0]),
+            destination_port: u16::from_be(ports[1]),
+            seq: u32::from_be(seq),
+            ack: u32::from_be(ack),
+            flags,
+            window: u16::from_be(window),
+            header,
+            len: total - header,
+        })
+    }
+
+    /// The packet itself.
+    #[inline(always)]
+    pub(crate) const fn skb(&self) -> *mut __sk_buff {
+        self.skb
+    }
+
+    /// Whether all of these flags are set.
+    #[inline(always)]
+    pub(crate) const fn has(&self, flags: u8) -> bool {
+        self.flags & flags == flags
+    }
+
+    /// The number behind the data.
+    #[inline(always)]
+    pub(crate) const fn end(&self) -> u32 {
+        self.seq.wrapping_add(self.len)
+    }
+
+    /// Copies data from `offset` on into the window, as much as there is or fits; how much.
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "a helper of the kernel")]
+    pub(crate) fn load(&self, scratch: &mut Scratch, offset: u32) -> Option<u32> {
+        if offset >= self.len {
+            return None;
+        }
+        let wanted = bounded(self.len - offset, WINDOW as u32);
+        let from = self.l4 + self.header + offset;
+        // SAFETY: the window has room for `wanted` bytes.
+        let result = unsafe { bpf_skb_load_bytes(self.skb.cast(), from, scratch.bytes.as_mut_ptr().cast(), wanted) };
+        if result == 0 { Some(wanted) } else { None }
+    }
+
+    /// The last five bytes of the data.
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "a helper of the kernel")]
+    pub(crate) fn last_five(&self) -> [u8; 5] {
+        let mut five = [0_u8; 5];
+        if self.len >= 5 {
+            let from = self.l4 + self.header + self.len - 5;
+            // SAFETY: room for five. Zeros, where it fails.
+            unsafe { bpf_skb_load_bytes(self.skb.cast(), from, five.as_mut_ptr().cast(), 5) };
+        }
+        five
+    }
+
+    /// The timestamps, where they stand as every sender writes them: behind two NOPs (RFC 7323, appendix A).
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "a helper of the kernel")]
+    pub(crate) fn timestamps(&self) -> Timestamps {
+        let mut option = [0_u8; 12];
+        if self.header < OPTIONS_AT + 12 {
+            return Timestamps::default();
+        }
+        // SAFETY: room for twelve.
+        let failed =
+            unsafe { bpf_skb_load_bytes(self.skb.cast(), self.l4 + OPTIONS_AT, option.as_mut_ptr().cast(), 12) };
+        let [a, b, kind, length, v0, v1, v2, v3, e0, e1, e2, e3] = option;
+        if failed != 0 || a != OPTION_NOP || b != OPTION_NOP || kind != OPTION_TIMESTAMPS || length != 10 {
+            return Timestamps::default();
+        }
+        Timestamps {
+            present: true,
+            value: u32::from_be_bytes([v0, v1, v2, v3]),
+            echo: u32::from_be_bytes([e0, e1, e2, e3]),
+        }
+    }
+
+    /// The timestamp value of a SYN-ACK, wherever it stands.
+    #[inline(always)]
+    pub(crate) fn timestamp_value(&self, scratch: &mut Scratch) -> Option<u32> {
+        let found = self.find(scratch, OPTION_TIMESTAMPS)?;
+        let byte = |n: u32| scratch.bytes[((found.at + n) & 63) as usize];
+        Some(u32::from_be_bytes([byte(2), byte(3), byte(4), byte(5)]))
+    }
+
+    /// The first option of a kind; the options are in the window then.
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "a helper of the kernel")]
+    fn find(&self, scratch: &mut Scratch, kind: u8) -> Option<Found> {
+        self.load_options(scratch)?;
+        scratch.search = Search { kind: kind as u32, end: self.header - OPTIONS_AT, at: 0, length: 0, found: 0 };
+        let mut step = Step { scratch };
+        // SAFETY: the callback has the signature that the kernel calls, and its context outlives the loop.
+        unsafe { bpf_loop(OPTIONS as u32, next_option as *mut _, (&raw mut step).cast(), 0) };
+        let Search { at, length, found, .. } = scratch.search;
+        if found == 0 { None } else { Some(Found { at, length }) }
+    }
+
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "a helper of the kernel")]
+    fn load_options(&self, scratch: &mut Scratch) -> Option<()> {
+        if self.header <= OPTIONS_AT {
+            return None;
+        }
+        let length = bounded(self.header - OPTIONS_AT, 64);
+        // SAFETY: the window is longer.
+        let failed = unsafe {
+            bpf_skb_load_bytes(self.skb.cast(), self.l4 + OPTIONS_AT, scratch.bytes.as_mut_ptr().cast(), length)
+        };
+        if failed == 0 { Some(()) } else { None }
+    }
+
+    /// Overwrites the options of a SYN that would lead to a connection which no two sockets of ours can take over:
+    /// MPTCP (RFC 8684 §3.1), so that plain TCP results, and Fast Open (RFC 7413), so that no data comes with it.
+    #[inline(always)]
+    pub(crate) fn plain_syn(&self, scratch: &mut Scratch) {
+        for kind in [OPTION_MPTCP, OPTION_FAST_OPEN] {
+            let Some(found) = self.find(scratch, kind) else { continue };
+            for n in 0..MAX_ERASED {
+                if n < found.length {
+                    scratch.bytes[((found.at + n) & 63) as usize] = OPTION_NOP;
+                }
+            }
+            self.store_options(scratch);
+        }
+    }
+
+    #[inline(always)]
+    fn store_options(&self, scratch: &mut Scratch) {
+        let mut word = 0_u32;
+        while word < OPTIONS as u32 / 4 {
+            let offset = OPTIONS_AT + word * 4;
+            if offset < self.header {
+                let at = (word * 4) as usize;
+                let [a, b, c, d] =
+                    [scratch.bytes[at], scratch.bytes[at + 1], scratch.bytes[at + 2], scratch.bytes[at + 3]];
+                self.replace(offset, u32::from_ne_bytes([a, b, c, d]));
+            }
+            word += 1;
+        }
+    }
+
+    /// Writes four bytes of the TCP header, in network byte order, and mends the checksum.
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "helpers of the kernel")]
+    fn replace(&self, offset: u32, new: u32) {
+        let mut old = 0_u32;
+        // SAFETY: four bytes in and out.
+        unsafe {
+            bpf_skb_load_bytes(self.skb.cast(), self.l4 + offset, (&raw mut old).cast(), 4);
+            if old != new {
+                bpf_l4_csum_replace(self.skb.cast(), self.l4 + SUM_AT, old as u64, new as u64, 4);
+                bpf_skb_store_bytes(self.skb.cast(), self.l4 + offset, (&raw const new).cast(), 4, 0);
+            }
+        }
+    }
+
+    /// Writes both ports.
+    #[inline(always)]
+    pub(crate) fn set_ports(&self, source: u16, destination: u16) {
+        self.replace(0, ((source as u32) << 16 | destination as u32).to_be());
+    }
+
+    /// Writes both numbers, and those of selective acknowledgements (RFC 2018) as many less.
+    #[inline(always)]
+    pub(crate) fn shift(&self, scratch: &mut Scratch, seq_less: u32, ack_less: u32) {
+        self.replace(SEQ_AT, self.seq.wrapping_sub(seq_less).to_be());
+        if !self.has(ACK) {
+            return;
+        }
+        self.replace(ACK_AT, self.ack.wrapping_sub(ack_less).to_be());
+        if self.header > OPTIONS_AT + 12 && ack_less != 0 && !self.has(SYN) {
+            self.shift_selective(scratch, ack_less);
+        }
+    }
+
+    #[inline(always)]
+    fn shift_selective(&self, scratch: &mut Scratch, less: u32) {
+        let Some(found) = self.find(scratch, OPTION_SACK) else { return };
+        for edge in 0..8_u32 {
+            if 2 + edge * 4 < found.length {
+                let place = (found.at + 2 + edge * 4) & 63;
+                let byte = |n: u32| scratch.bytes[((place + n) & 63) as usize];
+                let number = u32::from_be_bytes([byte(0), byte(1), byte(2), byte(3)]);
+                self.replace(OPTIONS_AT + place, number.wrapping_sub(less).to_be());
+            }
+        }
+    }
+
+    /// Makes a packet of this pod to its caller one of the caller to this pod: addresses and hardware addresses change
+    /// places, and the ports become these. The checksums of both layers hold for either order.
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "a helper of the kernel")]
+    pub(crate) fn reflect(&self, source_port: u16, destination_port: u16) {
+        self.set_ports(source_port, destination_port);
+        // SAFETY: as many bytes as the addresses have, and six of the hardware's.
+        unsafe {
+            if self.v6 {
+                let addresses = [self.destination, self.source];
+                bpf_skb_store_bytes(self.skb.cast(), L3 + 8, (&raw const addresses).cast(), 32, 0);
+            } else {
+                let addresses = [self.destination[3], self.source[3]];
+                bpf_skb_store_bytes(self.skb.cast(), L3 + 12, (&raw const addresses).cast(), 8, 0);
+            }
+            let mut own = [0_u8; 6];
+            bpf_skb_load_bytes(self.skb.cast(), 6, (&raw mut own).cast(), 6);
+            bpf_skb_store_bytes(self.skb.cast(), 0, (&raw const own).cast(), 6, 0);
+        }
+    }
+}
