@@ -76,7 +76,9 @@ struct Inserter {
     connections: TaskTracker,
     cut: CancellationToken,
     holds: HashMap<FlowKey, Hold>,
-    inserted: HashMap<(FlowKey, u32), CancellationToken>,
+    /// Those that are served, by the flow's key; cancelled when the kernel has given one back, and then still here until
+    /// its sockets are closed.
+    inserted: HashMap<FlowKey, (u32, CancellationToken)>,
     ended_tx: tokio::sync::mpsc::UnboundedSender<(FlowKey, u32)>,
 }
 
@@ -124,7 +126,7 @@ pub(crate) async fn run(
                 }
             },
             Some((key, id)) = ended_rx.recv() => {
-                if inserter.inserted.remove(&(key, id)).is_some_and(|token| !token.is_cancelled()) {
+                if inserter.ended(&key, id) {
                     afterwards.push_back((Instant::now() + AFTERWARDS, key, id));
                 }
             }
@@ -157,10 +159,23 @@ impl Inserter {
         } else if event.kind == EventKind::Reset as u32 {
             self.holds.remove(&event.key);
         } else if event.kind == EventKind::Returned as u32
-            && let Some(token) = self.inserted.remove(&(event.key, event.id))
+            && let Some((id, token)) = self.inserted.get(&event.key)
+            && *id == event.id
         {
             self.shared.metrics.returned();
             token.cancel();
+        }
+    }
+
+    /// A connection is no longer served; whether its flow is still the agent's.
+    fn ended(&mut self, key: &FlowKey, id: u32) -> bool {
+        match self.inserted.get(key) {
+            Some((held, token)) if *held == id => {
+                let own = !token.is_cancelled();
+                self.inserted.remove(key);
+                own
+            }
+            _ => false,
         }
     }
 
@@ -188,9 +203,12 @@ impl Inserter {
     }
 
     fn attempt(&mut self, key: &FlowKey) {
+        let closing = self.inserted.get(key).is_some_and(|(_, token)| token.is_cancelled());
         for _ in 0..ATTEMPTS {
             let Some(hold) = self.holds.get_mut(key) else { return };
-            match insert(&self.programs, key, hold) {
+            // Two sockets of the same numbers are there until the last insertion's are closed.
+            let attempt = if closing { Ok((Attempt::Wait, None)) } else { insert(&self.programs, key, hold) };
+            match attempt {
                 Ok((Attempt::Inserted, Some(made))) => return self.serve(key, made),
                 Ok((Attempt::Wait, _)) => {
                     if hold.since.elapsed() > PATIENCE {
@@ -233,7 +251,7 @@ impl Inserter {
         let Some(hold) = self.holds.remove(key) else { return };
         self.shared.metrics.inserted(hold.since.elapsed());
         let token = CancellationToken::new();
-        self.inserted.insert((*key, hold.id), token.clone());
+        self.inserted.insert(*key, (hold.id, token.clone()));
         let id = hold.id;
         let steered = Steered {
             shared: self.shared.clone(),

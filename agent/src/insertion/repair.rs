@@ -108,9 +108,14 @@ fn waiting(socket: &impl AsFd, queue: libc::c_ulong) -> io::Result<i32> {
     if result == 0 { Ok(bytes) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Whether nothing waits in either queue.
-pub(super) fn is_quiet(socket: &impl AsFd) -> io::Result<bool> {
-    Ok(waiting(socket, libc::FIONREAD)? == 0 && waiting(socket, libc::TIOCOUTQ)? == 0)
+/// Whether all that has arrived has been read.
+pub(super) fn is_read(socket: &impl AsFd) -> io::Result<bool> {
+    Ok(waiting(socket, libc::FIONREAD)? == 0)
+}
+
+/// Whether all that was written has been acknowledged.
+pub(super) fn is_acknowledged(socket: &impl AsFd) -> io::Result<bool> {
+    Ok(waiting(socket, libc::TIOCOUTQ)? == 0)
 }
 
 /// The next numbers that an open connection sends and receives.

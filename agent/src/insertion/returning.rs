@@ -84,7 +84,8 @@ impl Inserted {
 
     /// Whether the flow is armed now.
     fn arm(&self, caller: &Socket, app: &Socket) -> io::Result<bool> {
-        if !repair::is_quiet(caller)? || !repair::is_quiet(app)? {
+        // The caller has acknowledged all with the packet at which the connection goes back, or it does not go back.
+        if !repair::is_read(caller)? || !repair::is_read(app)? || !repair::is_acknowledged(app)? {
             return Ok(false);
         }
         let (to_caller, from_caller) = repair::numbers(caller)?;
@@ -99,7 +100,7 @@ impl Inserted {
             return Ok(false);
         }
         // What came before the flow was armed has not disarmed it.
-        if repair::is_quiet(caller)? && repair::is_quiet(app)? {
+        if repair::is_read(caller)? && repair::is_read(app)? {
             return Ok(true);
         }
         programs.command(&self.key, self.id, Op::Disarm, [0; 4]);
