@@ -32,7 +32,8 @@ use crate::{
     connection::Shared,
     existing::Existing,
     hub::ClientStatus,
-    kernel::{Held, Kernel, KernelCounters, ReadError},
+    insertion::{Insertion, Look},
+    kernel::{Held, Kernel, KernelCounters, PortKey, ReadError},
     metrics::{Decision, Outcome},
 };
 
@@ -44,6 +45,7 @@ const ASK_AGAIN: Duration = Duration::from_millis(20);
 pub(crate) struct Admin {
     pub(crate) shared: Arc<Shared>,
     pub(crate) kernel: Arc<Mutex<Kernel>>,
+    pub(crate) insertion: Arc<Insertion>,
     pub(crate) existing: Arc<Mutex<Existing>>,
     pub(crate) key_hash: KeyHash,
     pub(crate) tunnel: SocketAddr,
@@ -70,8 +72,24 @@ struct Status {
     tunnel: SocketAddr,
     rules: RulesStatus,
     kernel: KernelStatus,
+    insertion: InsertionStatus,
     clients: Vec<ClientStatus>,
     counters: Counters,
+}
+
+/// Ports at which the agent is inserted when it is needed.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct InsertionStatus {
+    attached: bool,
+    ports: Vec<u16>,
+    devices: Vec<String>,
+    passed: u64,
+    held: u64,
+    full: u64,
+    late: u64,
+    steered: u64,
+    returned: u64,
 }
 
 #[derive(Serialize)]
@@ -152,9 +170,15 @@ impl Admin {
         }
     }
 
-    fn kernel(&self) -> Result<(Held, KernelCounters), ReadError> {
+    /// What both kernel parts hold, with the counters of each.
+    fn kernel(&self) -> Result<(Held, KernelCounters, Look), ReadError> {
+        let flows = |source| ReadError::Map { map: sluice_ebpf_common::insertion::FLOWS_MAP, source };
+        let look = self.insertion.look().map_err(flows)?;
         let kernel = self.kernel.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok((kernel.held()?, kernel.counters()?))
+        let mut held = kernel.held()?;
+        held.attached |= look.attached;
+        held.ports.extend(look.ports.iter().copied().map(PortKey::tcp));
+        Ok((held, kernel.counters()?, look))
     }
 
     /// Connections from before, as they are now.
@@ -165,7 +189,7 @@ impl Admin {
     }
 
     fn metrics(&self) -> Result<Response<Full<Bytes>>, ReadError> {
-        let (held, kernel) = self.kernel()?;
+        let (held, kernel, look) = self.kernel()?;
         let mut body = String::new();
         if self.shared.metrics.encode(&mut body).is_err() {
             return Ok(text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be written\n"));
@@ -185,6 +209,13 @@ impl Admin {
             "Listener lookups that found no listener of the agent",
             kernel.no_listener,
         );
+        let flows = &look.counters;
+        add("flows_passed", "counter", "Requests that the kernel proved to fit no rule", flows.passed);
+        add("flows_held", "counter", "Requests that the kernel held for the agent", flows.held);
+        add("flows_full", "counter", "Connections for which the kernel had no room", flows.full);
+        add("flows_late", "counter", "Held requests that the kernel let go because nobody took them", flows.late);
+        add("flows_steered", "counter", "Connections steered because their beginning was not seen", flows.steered);
+        add("flows_returned", "counter", "Inserted connections that went back", flows.returned);
         add("kernel_attached", "gauge", "Whether the kernel program is attached", u64::from(held.attached));
         add("kernel_ports", "gauge", "Ports that the kernel steers", held.ports.len() as u64);
         let (existing, ports) = (self.existing(), &held.ports);
@@ -201,7 +232,7 @@ impl Admin {
     }
 
     fn status(&self) -> Result<Response<Full<Bytes>>, ReadError> {
-        let (held, kernel) = self.kernel()?;
+        let (held, kernel, look) = self.kernel()?;
         let metrics = &self.shared.metrics;
         let existing = self.existing();
         let ports = held.ports.iter().map(|p| PortStatus {
@@ -219,6 +250,17 @@ impl Admin {
                 ports: ports.collect(),
                 exempt: held.exempt.into_iter().collect(),
                 reset_error: existing.reset_error().map(str::to_owned),
+            },
+            insertion: InsertionStatus {
+                attached: look.attached,
+                ports: look.ports.into_iter().collect(),
+                devices: look.devices,
+                passed: look.counters.passed,
+                held: look.counters.held,
+                full: look.counters.full,
+                late: look.counters.late,
+                steered: look.counters.steered,
+                returned: look.counters.returned,
             },
             clients: self.shared.hub.clients(),
             counters: Counters {

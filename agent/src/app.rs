@@ -68,12 +68,15 @@ pub enum StartError {
 /// How long after a change of the rules what is unclear about connections from before is looked at again.
 const CLEARING: Duration = Duration::from_millis(100);
 
+/// How often ports whose rules have gone are looked at, whether connections still depend on them.
+const LEAVING: Duration = Duration::from_millis(500);
+
 /// Makes rules come into force, in the agent and in the kernel.
 struct Rules {
     shared: Arc<Shared>,
     /// What is done about ports whose rules leave it open.
     steering: Steering,
-    insertion: Insertion,
+    insertion: Arc<Insertion>,
     kernel: Arc<Mutex<Kernel>>,
     existing: Arc<Mutex<Existing>>,
     admission: Arc<Admission>,
@@ -157,7 +160,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let forwarded = forwarded_listener(tunnel_address).await;
 
     let (services, connections, cut) = (TaskTracker::new(), TaskTracker::new(), CancellationToken::new());
-    let insertion = Insertion::new(spare_listeners, shared.clone(), services.clone(), connections.clone(), cut.clone());
+    let insertion =
+        Arc::new(Insertion::new(spare_listeners, shared.clone(), services.clone(), connections.clone(), cut.clone()));
     let rules = Rules {
         shared: shared.clone(),
         steering: config.steering,
@@ -187,6 +191,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let admin = Arc::new(Admin {
         shared: shared.clone(),
         kernel: rules.kernel.clone(),
+        insertion: rules.insertion.clone(),
         existing: rules.existing.clone(),
         key_hash: identity.hash(),
         tunnel: tunnel_address,
@@ -205,12 +210,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     tracing::info!(key = %identity.hash(), tunnel = %admin.tunnel, admin = %config.admin, "ready");
 
+    let mut leaving = false;
     loop {
         // Cancel safe: signals, file events and rules stay until they are taken.
         tokio::select! {
             biased;
             () = stop.asked() => break,
-            () = source.follow(&rules) => {}
+            () = source.follow(&rules) => leaving = rules.insertion.clear(),
+            () = tokio::time::sleep(LEAVING), if leaving => leaving = rules.insertion.clear(),
             () = tokio::time::sleep(CLEARING), if lock(&rules.existing).is_unclear() => {
                 lock(&rules.existing).look();
                 rules.news_tx.send_replace(());
@@ -407,12 +414,14 @@ impl Rules {
     /// What there is to report to the controller, whenever it is called.
     fn report(&self, key_hash: KeyHash, tunnel_port: u16) -> Box<dyn Fn() -> Report + Send + Sync> {
         let (shared, kernel, existing) = (self.shared.clone(), self.kernel.clone(), self.existing.clone());
-        let (assigned, status) = (self.assigned.clone(), self.status.clone());
+        let (assigned, status, insertion) = (self.assigned.clone(), self.status.clone(), self.insertion.clone());
         Box::new(move || {
             let held = lock(&kernel).held();
+            let inserted = insertion.look().unwrap_or_default();
             let has = |port: u16| {
                 let key = PortKey { port, protocol: Protocol::Tcp };
-                held.as_ref().is_ok_and(|held| held.attached && held.ports.contains(&key))
+                (inserted.attached && inserted.ports.contains(&port))
+                    || held.as_ref().is_ok_and(|held| held.attached && held.ports.contains(&key))
             };
             let mut existing = lock(&existing);
             existing.look();
@@ -467,7 +476,8 @@ impl Rules {
         let reset = resetting.flat_map(|intercept| intercept.ports.iter().map(|port| port.port.get())).collect();
         let keys: BTreeSet<_> = file.intercepts.iter().map(|i| i.client.key_hash).collect();
         let inserted = self.inserted(&set);
-        let steered = ports.iter().copied().filter(|key| !inserted.contains_key(&key.port)).collect();
+        let steered: BTreeSet<PortKey> =
+            ports.iter().copied().filter(|key| !inserted.contains_key(&key.port)).collect();
         let before = self.shared.rules.swap(Arc::new(set));
         let applied = self.insertion.apply(&inserted, &file.exempt).map_err(anyhow::Error::from);
         let applied =
@@ -477,7 +487,7 @@ impl Rules {
             return Err(error.context("the kernel does not take the rules"));
         }
         // Only now: what had come in between would have been missed by both.
-        lock(&self.existing).change(&ports.iter().map(|key| key.port).collect(), reset, &file.exempt);
+        lock(&self.existing).change(&steered.iter().map(|key| key.port).collect(), reset, &file.exempt);
         self.admission.allow(keys.clone());
         self.shared.hub.keep_only(&keys);
         let named = |name: &str| file.intercepts.iter().any(|intercept| intercept.name == name);

@@ -18,16 +18,17 @@ mod inserter;
 mod returning;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use aya::maps::MapError;
 use ipnet::IpNet;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::hints::Hints;
-pub use self::programs::{Programs, ProgramsError};
+pub use self::programs::{FlowCounters, Programs, ProgramsError};
 pub(crate) use self::returning::Inserted;
 use crate::{connection::Shared, http1::head::RequestKind, kernel::Listeners};
 
@@ -107,6 +108,45 @@ impl Insertion {
             Some(programs) => lock(&programs).apply(wanted, exempt),
         }
     }
+}
+
+impl Insertion {
+    /// What the kernel holds and has counted, nothing where the programs are not loaded. What it has decided alone is added
+    /// to what the agent counts.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    pub(crate) fn look(&self) -> Result<Look, MapError> {
+        let Some(programs) = self.loaded() else { return Ok(Look::default()) };
+        let programs = lock(&programs);
+        let counters = programs.counters()?;
+        self.shared.metrics.native(counters.passed, counters.not_http);
+        Ok(Look {
+            attached: programs.is_attached(),
+            ports: programs.held_ports(),
+            devices: programs.devices().map(str::to_owned).collect(),
+            counters,
+        })
+    }
+
+    /// Forgets the ports of rules that have gone, as soon as no connection depends on them. Whether there are any left.
+    pub(crate) fn clear(&self) -> bool {
+        let Some(programs) = self.loaded() else { return false };
+        let mut programs = lock(&programs);
+        if let Err(error) = programs.clear() {
+            tracing::warn!(%error, "the kernel goes on with ports that no rule names any more");
+        }
+        programs.is_leaving()
+    }
+}
+
+/// What the packet programs hold.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Look {
+    pub(crate) attached: bool,
+    pub(crate) ports: BTreeSet<u16>,
+    pub(crate) devices: Vec<String>,
+    pub(crate) counters: FlowCounters,
 }
 
 impl fmt::Debug for Insertion {

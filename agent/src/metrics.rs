@@ -75,7 +75,9 @@ struct Inner {
     rules_generation: Gauge,
     insertions: Histogram,
     returned: Counter,
-    not_inserted: [Counter; 4],
+    not_inserted: [Counter; 5],
+    /// What of the kernel's own decisions is in the counters.
+    native: Mutex<(u64, u64)>,
     /// Not in the registry: names are no labels with a fixed set of values.
     tallies: Mutex<Tallies>,
 }
@@ -107,6 +109,8 @@ pub(crate) enum NotInserted {
     NoSocket,
     /// The kernel refused.
     Failed,
+    /// An answer is running whose end is known to nobody but who has read it from the beginning.
+    OpenAnswer,
 }
 
 /// Counts a connection as open until dropped.
@@ -137,7 +141,7 @@ impl Metrics {
         registry.register("copies", "Copies for wiretaps, by what became of them", copies.clone());
         let not_inserted = Family::<Label, Counter>::default();
         registry.register("not_inserted", "Held requests that the app answered, by reason", not_inserted.clone());
-        let not_inserted = ["busy", "never_ready", "no_socket", "failed"]
+        let not_inserted = ["busy", "never_ready", "no_socket", "failed", "open_answer"]
             .map(|reason| not_inserted.get_or_create_owned(&[("reason", reason)]));
         // From 16 µs to half a second.
         let insertions = Histogram::new(exponential_buckets(16e-6, 2.0, 16));
@@ -184,6 +188,7 @@ impl Metrics {
             insertions,
             returned,
             not_inserted,
+            native: Mutex::default(),
             tallies: Mutex::default(),
         }))
     }
@@ -220,6 +225,14 @@ impl Metrics {
             Some(tally) => count(tally),
             None => count(tallies.intercepts.entry(rule.intercept.name.clone()).or_default()),
         }
+    }
+
+    /// What the kernel has decided alone, so far: requests that fit no rule, and connections that are no HTTP.
+    pub(crate) fn native(&self, passed: u64, not_http: u64) {
+        let mut before = self.0.native.lock().unwrap_or_else(PoisonError::into_inner);
+        self.0.requests[Decision::Passed as usize].inc_by(passed.saturating_sub(before.0));
+        self.0.wires[Doubt::NotHttp as usize].inc_by(not_http.saturating_sub(before.1));
+        *before = (passed, not_http);
     }
 
     /// The agent has been inserted into a connection, so long after it was held.

@@ -128,6 +128,8 @@ pub struct FlowCounters {
     pub steered: u64,
     /// Connections that the agent has left again.
     pub returned: u64,
+    /// Connections that are no HTTP.
+    pub not_http: u64,
 }
 
 // === impl Programs ===
@@ -315,6 +317,7 @@ impl Programs {
             late: sum(FlowCounter::Late)?,
             steered: sum(FlowCounter::Steered)?,
             returned: sum(FlowCounter::Returned)?,
+            not_http: sum(FlowCounter::NotHttp)?,
         })
     }
 

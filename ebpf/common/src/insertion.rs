@@ -87,6 +87,8 @@ pub enum Answer {
     Unknown = 2,
     /// As `Unknown`, and the last packet ended as a chunked answer does.
     Ending = 3,
+    /// Its head has begun; the last packet ended with a line of it, and [`Flow::answer_head`] says what was read.
+    Head = 4,
 }
 
 /// `bpf_spin_lock`, under the name by which the kernel finds it.
@@ -129,7 +131,7 @@ pub struct Flow {
     pub held_from: u32,
     /// End of what was held and sent to the agent.
     pub held_to: u32,
-    /// When holding began, in ns of `CLOCK_MONOTONIC`.
+    /// When holding began, or the flow, in ns of `CLOCK_MONOTONIC`.
     pub held_since: u64,
     /// App number = caller number - `din`, in the caller's direction.
     pub din: u32,
@@ -147,7 +149,15 @@ pub struct Flow {
     pub app_clock: u32,
     /// Counts uses of the same key.
     pub id: u32,
+    /// What is known of the answer whose head is running: the status, and `HEAD_*`.
+    pub answer_head: u32,
+    pad: u32,
 }
+
+/// In [`Flow::answer_head`], behind the status: a `Content-Length`, which stands in [`Flow::answer_end`].
+pub const HEAD_LENGTH: u32 = 1 << 16;
+/// A `Transfer-Encoding`.
+pub const HEAD_OPEN: u32 = 1 << 17;
 
 /// The flow began before the programs were attached.
 pub const FLAG_OLD: u32 = 1 << 0;
@@ -169,6 +179,8 @@ pub const FLAG_SHAKEN: u32 = 1 << 7;
 pub const FLAG_ASKING: u32 = 1 << 8;
 /// A packet at the armed numbers is being looked at.
 pub const FLAG_RETURNING: u32 = 1 << 9;
+/// The app has sent data.
+pub const FLAG_APP_SPOKEN: u32 = 1 << 10;
 
 /// What a local port is.
 #[repr(C)]
@@ -342,10 +354,12 @@ pub enum FlowCounter {
     Steered = 4,
     /// Flows that went back.
     Returned = 5,
+    /// Flows whose first bytes begin no request: never looked at again.
+    NotHttp = 6,
 }
 
 /// Number of [`FlowCounter`]s.
-pub const FLOW_COUNTERS: u32 = 6;
+pub const FLOW_COUNTERS: u32 = 7;
 
 impl Local {
     /// An entry; `facing_caller` and `facing_app` are 0 but for an intercepted port.
@@ -400,6 +414,8 @@ impl Flow {
             armed_dout: 0,
             app_clock: 0,
             id,
+            answer_head: 0,
+            pad: 0,
         }
     }
 }
@@ -537,7 +553,7 @@ impl Outcome {
 }
 
 const _: () = assert!(size_of::<FlowKey>() == 36 && align_of::<FlowKey>() == 4);
-const _: () = assert!(size_of::<Flow>() == 96 && align_of::<Flow>() == 8);
+const _: () = assert!(size_of::<Flow>() == 104 && align_of::<Flow>() == 8);
 const _: () = assert!(size_of::<Local>() == 32);
 const _: () = assert!(size_of::<NameKey>() == 16);
 const _: () = assert!(size_of::<Event>() == 80);

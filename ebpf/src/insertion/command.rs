@@ -125,7 +125,7 @@ fn scan(ctx: &TcContext, command: &mut Command, scratch: &mut Scratch) -> Outcom
     let verdict = if command.numbers[1] == 0 {
         scan::requests(scratch, port, bitmap, len, total)
     } else {
-        scan::answers(scratch, port, bitmap, command.numbers[2], len, total)
+        scan::answers(scratch, port, bitmap, command.numbers[2], (0, 0), len, total)
     };
     command.numbers =
         [scratch.scan.next, scratch.scan.found, scratch.scan.heads, scratch.scan.last | scratch.scan.unknown << 1];

@@ -11,6 +11,11 @@ use super::{
     scan::{self, Verdict},
 };
 
+/// How long an app's greeting is kept back after the connection's beginning, in ns.
+const GREETING: u64 = 1_000_000_000;
+/// Longest greeting, in bytes.
+const MAX_GREETING: u32 = 16 << 10;
+
 /// What becomes of a packet of the app.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Act {
@@ -26,6 +31,8 @@ enum Act {
     Last,
     /// To the caller, and the agent may insert itself now.
     Ready,
+    /// To nobody: the app sends it again.
+    Sink,
 }
 
 /// The program.
@@ -47,12 +54,14 @@ fn sluice_egress(ctx: TcContext) -> i32 {
     let Some(flow) = flow(&key) else { return PASS };
     let Some(scratch) = maps::scratch() else { return PASS };
     let clock = clock(&packet, flow, scratch);
-    let act = locked(flow, |flow| decide(flow, &packet, clock));
+    let greeting = is_greeting(&packet, flow);
+    let act = locked(flow, |flow| decide(flow, &packet, clock, greeting));
     match act {
         Act::ToAgent => {
             packet.reflect(packet.destination_port, local.facing_app);
             return packet::turn_back(skb, abi::MARK_OWN);
         }
+        Act::Sink => return packet::turn_back(skb, abi::MARK_SINK),
         Act::Scan(offset) => scanned(&packet, &key, local, flow, scratch, offset),
         Act::Last => {
             let ending = &packet.last_five() == b"0\r\n\r\n";
@@ -109,8 +118,24 @@ fn clock(packet: &Packet, flow: &Flow, scratch: &mut Scratch) -> Option<u32> {
     value.map(|value| value.wrapping_sub((now() / 1_000_000) as u32))
 }
 
+/// Whether the app greets as a server of HTTP/2 does, with `SETTINGS` (RFC 9113 §3.4), before its caller has said anything.
+///
+/// Kept back for a moment: the caller's first bytes decide whether the agent is inserted, and then it is the agent that
+/// the app greets. Callers of HTTP/2 speak at once, and the app sends it again as soon as it is spoken to.
 #[inline(always)]
-fn decide(flow: &mut Flow, packet: &Packet, clock: Option<u32>) -> Act {
+fn is_greeting(packet: &Packet, flow: &Flow) -> bool {
+    let early = (flow.state == State::Native as u32 || flow.state == State::Held as u32)
+        && flow.asked == 0
+        && flow.flags & (abi::FLAG_OLD | abi::FLAG_APP_SPOKEN) == 0;
+    early
+        && packet.len >= 9
+        && packet.len <= MAX_GREETING
+        && now().wrapping_sub(flow.held_since) < GREETING
+        && packet.begins_with_settings()
+}
+
+#[inline(always)]
+fn decide(flow: &mut Flow, packet: &Packet, clock: Option<u32>, greeting: bool) -> Act {
     if let Some(clock) = clock {
         flow.app_clock = clock;
         flow.flags |= abi::FLAG_CLOCK;
@@ -148,6 +173,10 @@ fn decide(flow: &mut Flow, packet: &Packet, clock: Option<u32>) -> Act {
     if !after(end, before) {
         return Act::Pass;
     }
+    if greeting && flow.state != State::Wire as u32 && flow.asked == 0 {
+        return Act::Sink;
+    }
+    flow.flags |= abi::FLAG_APP_SPOKEN;
     flow.sent_end = end;
     flow.flags &= !abi::FLAG_ASKING;
     if flow.state == State::Wire as u32 || flow.flags & abi::FLAG_OLD != 0 {
@@ -170,6 +199,9 @@ fn answered(flow: &mut Flow, seq: u32, end: u32, before: u32) -> Act {
             return Act::Pass;
         }
         return begun(flow, flow.answer_end.wrapping_sub(seq));
+    }
+    if flow.answer == Answer::Head as u32 {
+        return Act::Scan(before.wrapping_sub(seq));
     }
     if flow.answer == Answer::None as u32 {
         return begun(flow, before.wrapping_sub(seq));
@@ -197,12 +229,14 @@ fn scanned(packet: &Packet, key: &FlowKey, local: &Local, flow: &mut Flow, scrat
         return;
     }
     let Some(len) = packet.load(scratch, offset) else { return };
-    let verdict = scan::answers(scratch, key.port, local.bitmap, flow.heads, len, packet.len - offset);
+    let resumed = if flow.answer == Answer::Head as u32 { (flow.answer_head, flow.answer_end) } else { (0, 0) };
+    let verdict = scan::answers(scratch, key.port, local.bitmap, flow.heads, resumed, len, packet.len - offset);
     let (found, unknown, next) = (scratch.scan.found, scratch.scan.unknown, scratch.scan.next);
+    let (head, length) = scan::answer_head(&scratch.scan);
     let ending = &packet.last_five() == b"0\r\n\r\n";
     locked(flow, |flow| {
         let resumed = flow.answer == Answer::Ending as u32;
-        if verdict != Verdict::Clean {
+        if verdict != Verdict::Clean && verdict != Verdict::Lines {
             if !resumed {
                 flow.answer = if ending { Answer::Ending as u32 } else { Answer::Unknown as u32 };
             }
@@ -215,7 +249,11 @@ fn scanned(packet: &Packet, key: &FlowKey, local: &Local, flow: &mut Flow, scrat
         flow.answered = flow.answered.wrapping_add(found);
         flow.heads >>= found & 31;
         let begin = packet.seq.wrapping_add(flow.dout).wrapping_add(offset);
-        if unknown != 0 {
+        if verdict == Verdict::Lines {
+            flow.answer = Answer::Head as u32;
+            flow.answer_head = head;
+            flow.answer_end = length;
+        } else if unknown != 0 {
             flow.answer = if ending { Answer::Ending as u32 } else { Answer::Unknown as u32 };
         } else if next > packet.len - offset {
             flow.answer = Answer::Length as u32;

@@ -121,6 +121,7 @@ fn begins(packet: &Packet, key: &FlowKey, local: &Local, scratch: &mut Scratch) 
     let mut new = Flow::new(if exempt { State::Wire } else { State::Native }, maps::new_id());
     new.next_head = packet.seq.wrapping_add(1);
     new.app_ack = new.next_head;
+    new.held_since = maps::now();
     if FLOWS.insert(key, &new, 0).is_err() {
         count(FlowCounter::Full, 1);
         return PASS;
@@ -313,6 +314,8 @@ fn scanned(
     let total = packet.len.wrapping_sub(offset);
     let verdict = scan::requests(scratch, key.port, local.bitmap, len, total);
     let (found, heads, last, next) = (scratch.scan.found, scratch.scan.heads, scratch.scan.last, scratch.scan.next);
+    let [a, b, c, d, ..] = scratch.bytes;
+    let preface = verdict != Verdict::Clean && [a, b, c, d] == *b"PRI ";
     let now = maps::now();
     let act = locked(flow, |flow| {
         if flow.state == State::Split as u32 {
@@ -330,6 +333,11 @@ fn scanned(
             } else {
                 flow.state = State::Wire as u32;
             }
+            return Act::Pass;
+        }
+        if preface && flow.flags & abi::FLAG_APP_SPOKEN != 0 {
+            // The app's first frame has gone to the caller already: no third party can join them.
+            flow.state = State::Wire as u32;
             return Act::Pass;
         }
         flow.flags &= !(abi::FLAG_OLD | abi::FLAG_ASKING);
@@ -351,8 +359,11 @@ fn scanned(
         count(FlowCounter::Held, 1);
         return copied(packet, key, flow, scratch, from);
     }
-    if verdict == Verdict::Clean && act != Act::Drop {
+    if verdict == Verdict::Clean && (act == Act::Pass || act == Act::Return) {
         count(FlowCounter::Passed, found);
+    }
+    if verdict == Verdict::NotHttp && flow.state == State::Wire as u32 {
+        count(FlowCounter::NotHttp, 1);
     }
     finish(packet, key, local, flow, scratch, act)
 }

@@ -291,6 +291,17 @@ impl Packet {
         five
     }
 
+    /// Whether the data begins with a frame `SETTINGS` of HTTP/2 on stream 0 that is none of acknowledgement.
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "a helper of the kernel")]
+    pub(crate) fn begins_with_settings(&self) -> bool {
+        let mut frame = [0xff_u8; 9];
+        // SAFETY: room for nine. No such frame, where it fails.
+        unsafe { bpf_skb_load_bytes(self.skb.cast(), self.l4 + self.header, frame.as_mut_ptr().cast(), 9) };
+        let [a, _, _, kind, flags, s0, s1, s2, s3] = frame;
+        a == 0 && kind == 4 && flags == 0 && s0 | s1 | s2 | s3 == 0
+    }
+
     /// The timestamps, where they stand as every sender writes them: behind two NOPs (RFC 7323, appendix A).
     #[inline(always)]
     #[expect(unsafe_code, reason = "a helper of the kernel")]

@@ -12,7 +12,7 @@ use core::ptr::read_volatile;
 use aya_ebpf::helpers::generated::bpf_loop;
 use sluice_ebpf_common::{
     self as common,
-    insertion::{Interest, NameKey, WINDOW},
+    insertion::{self as abi, Interest, NameKey, WINDOW},
 };
 
 use super::maps::{NAMES, Scratch, VALUES};
@@ -43,6 +43,8 @@ pub(crate) enum Verdict {
     Undecided = 2,
     /// No request begins like this.
     NotHttp = 3,
+    /// The bytes end with a line of an answer's head.
+    Lines = 4,
 }
 
 /// Position in the grammar. A number, as the kernel's memory has no enums.
@@ -106,18 +108,43 @@ pub(crate) fn requests(scratch: &mut Scratch, port: u16, bitmap: [u64; 2], len: 
     scan.heads = 0;
     scan.mode = at::METHOD;
     scan.bitmap = bitmap;
+    begin(scan);
     run(scratch, port, len, total)
 }
 
-/// As [`requests`], for answers to requests of which those in the bits of `heads` are `HEAD`.
+/// As [`requests`], for answers to requests of which those in the bits of `heads` are `HEAD`. `resumed`: what
+/// [`answer_head`] said of the packet before, 0 where an answer begins here.
 #[inline(always)]
-pub(crate) fn answers(scratch: &mut Scratch, port: u16, bitmap: [u64; 2], heads: u32, len: u32, total: u32) -> Verdict {
+pub(crate) fn answers(
+    scratch: &mut Scratch,
+    port: u16,
+    bitmap: [u64; 2],
+    heads: u32,
+    (resumed, length): (u32, u32),
+    len: u32,
+    total: u32,
+) -> Verdict {
     let scan = &mut scratch.scan;
     scan.answers = 1;
     scan.heads = heads;
-    scan.mode = at::STATUS;
+    scan.mode = if resumed == 0 { at::STATUS } else { at::LINE };
     scan.bitmap = bitmap;
+    begin(scan);
+    if resumed != 0 {
+        scan.status = resumed & 0xffff;
+        scan.has_length = (resumed & abi::HEAD_LENGTH != 0) as u32;
+        scan.open = (resumed & abi::HEAD_OPEN != 0) as u32;
+        scan.length = length as u64;
+    }
     run(scratch, port, len, total)
+}
+
+/// What is known of the head of an answer that goes on in another packet, and the length in it.
+#[inline(always)]
+pub(crate) fn answer_head(scan: &Scan) -> (u32, u32) {
+    let length = if scan.has_length != 0 { abi::HEAD_LENGTH } else { 0 };
+    let open = if scan.open != 0 { abi::HEAD_OPEN } else { 0 };
+    (scan.status | length | open, scan.length as u32)
 }
 
 #[inline(always)]
@@ -133,13 +160,13 @@ fn run(scratch: &mut Scratch, port: u16, len: u32, total: u32) -> Verdict {
     scan.unknown = 0;
     scan.next = 0;
     scan.verdict = Verdict::Running as u32;
-    begin(scan);
     let mut step_context = Step { scratch };
     // SAFETY: the callback has the signature that the kernel calls, and its context outlives the loop.
     unsafe { bpf_loop(STEPS, step as *mut _, (&raw mut step_context).cast(), 0) };
     match scratch.scan.verdict {
         1 => Verdict::Clean,
         3 => Verdict::NotHttp,
+        4 => Verdict::Lines,
         _ => Verdict::Undecided,
     }
 }
@@ -217,11 +244,12 @@ extern "C" fn step(_index: u64, context: *mut Step) -> u64 {
 #[inline(always)]
 fn advance(scratch: &mut Scratch) -> Verdict {
     let pos = scratch.scan.pos;
+    let mode = scratch.scan.mode;
     if pos >= scratch.scan.len {
         // Its end is in another packet, or behind the window.
-        return Verdict::Undecided;
+        let resumable = scratch.scan.answers != 0 && mode == at::LINE && pos == scratch.scan.total;
+        return if resumable { Verdict::Lines } else { Verdict::Undecided };
     }
-    let mode = scratch.scan.mode;
     if mode == at::VALUE {
         return value(scratch, pos);
     }
