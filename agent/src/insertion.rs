@@ -28,6 +28,8 @@ use ipnet::IpNet;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::hints::Hints;
+pub use sluice_ebpf_common::insertion::Outcome;
+
 pub use self::programs::{FlowCounters, Programs, ProgramsError};
 pub(crate) use self::returning::Inserted;
 use crate::{connection::Shared, http1::head::RequestKind, kernel::Listeners};

@@ -75,7 +75,7 @@ struct Inner {
     rules_generation: Gauge,
     insertions: Histogram,
     returned: Counter,
-    not_inserted: [Counter; 5],
+    not_inserted: [Counter; 6],
     /// What of the kernel's own decisions is in the counters.
     native: Mutex<(u64, u64)>,
     /// Not in the registry: names are no labels with a fixed set of values.
@@ -111,6 +111,8 @@ pub(crate) enum NotInserted {
     Failed,
     /// An answer is running whose end is known to nobody but who has read it from the beginning.
     OpenAnswer,
+    /// The app has said that it answers nothing more on this connection.
+    Closing,
 }
 
 /// Counts a connection as open until dropped.
@@ -141,7 +143,7 @@ impl Metrics {
         registry.register("copies", "Copies for wiretaps, by what became of them", copies.clone());
         let not_inserted = Family::<Label, Counter>::default();
         registry.register("not_inserted", "Held requests that the app answered, by reason", not_inserted.clone());
-        let not_inserted = ["busy", "never_ready", "no_socket", "failed", "open_answer"]
+        let not_inserted = ["busy", "never_ready", "no_socket", "failed", "open_answer", "closing"]
             .map(|reason| not_inserted.get_or_create_owned(&[("reason", reason)]));
         // From 16 µs to half a second.
         let insertions = Histogram::new(exponential_buckets(16e-6, 2.0, 16));

@@ -23,7 +23,7 @@ pub struct Hints {
 const FRAMING: [(&str, Interest); 5] = [
     ("content-length", Interest::Length),
     ("connection", Interest::Connection),
-    ("transfer-encoding", Interest::Framing),
+    ("transfer-encoding", Interest::Coding),
     ("upgrade", Interest::Framing),
     ("expect", Interest::Framing),
 ];

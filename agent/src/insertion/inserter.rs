@@ -14,7 +14,7 @@ use std::{
 
 use aya::maps::{MapData, RingBuf};
 use sluice_ebpf_common::insertion::{
-    Answer, Event, EventKind, FLAG_CLOCK, FLAG_OLD, Flow, FlowKey, Op, Outcome, State,
+    Answer, Event, EventKind, FLAG_CLOCK, FLAG_LAST, FLAG_OLD, Flow, FlowKey, Op, Outcome, State,
 };
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -244,7 +244,7 @@ impl Inserter {
     fn release(&mut self, key: &FlowKey, id: u32, why: NotInserted) {
         self.holds.remove(key);
         self.shared.metrics.not_inserted(why);
-        let _ = lock(&self.programs).command(key, id, Op::Release, [0; 4]);
+        let _ = lock(&self.programs).command(key, id, Op::Release, [u32::from(why == NotInserted::Closing), 0, 0, 0]);
     }
 
     fn serve(&mut self, key: &FlowKey, made: Made) {
@@ -303,6 +303,9 @@ fn insert(programs: &SharedPrograms, key: &FlowKey, hold: &Hold) -> io::Result<(
     let Some((facing_caller, facing_app)) = programs.facing(key.port) else { return Ok((Attempt::Gone, None)) };
     if flow.caller_ack != flow.sent_end || flow.app_ack != hold.from || flow.held_to != hold.to() {
         return Ok((Attempt::Wait, None));
+    }
+    if flow.flags & FLAG_LAST != 0 {
+        return Ok((Attempt::Over(NotInserted::Closing), None));
     }
     let Some(position) = position(&flow) else { return Ok((Attempt::Over(NotInserted::OpenAnswer), None)) };
     let (caller, pod) = (caller_of(key), pod_of(key));

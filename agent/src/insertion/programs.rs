@@ -289,19 +289,29 @@ impl Programs {
         self.run(&packet, None).map_or(Outcome::Unknown, Outcome::of)
     }
 
-    /// Runs the kernel's scanner on text, as it would look at the data of a packet: for tests of its agreement with the
-    /// parser. Where it is proven: requests, where the next one begins.
-    pub fn scan(&self, port: u16, text: &[u8]) -> Result<(Outcome, Command), ProgramError> {
+    /// Runs the kernel's scanner on text, as it would look at the data of a packet to (or with `answers_to`, from) `port`.
+    /// For tests of its agreement with the parser. `answers_to`: a bit for each request that is owed an answer, the first in
+    /// the lowest, whether it is a `HEAD`. Of what is returned, `numbers` are where the next message begins, how many were
+    /// found, which of the requests are `HEAD`, and 1 for a request that is the last or 2 for an answer without an end.
+    ///
+    /// # Errors
+    /// When the kernel does not run the program.
+    pub fn scan(&self, port: u16, text: &[u8], answers_to: Option<u32>) -> Result<(Outcome, [u32; 4]), ProgramError> {
         let length = u32::try_from(text.len()).unwrap_or(u32::MAX);
         let key = FlowKey { caller: [0; 4], pod: [0; 4], caller_port: 0, port };
-        let command = Command { key, op: Op::Scan as u32, id: 0, numbers: [length, 0, 0, 0] };
+        let command = Command {
+            key,
+            op: Op::Scan as u32,
+            id: 0,
+            numbers: [length, u32::from(answers_to.is_some()), answers_to.unwrap_or(0), 0],
+        };
         let mut packet = vec![0; COMMAND_AT];
         packet.extend(command.to_bytes());
         packet.extend(text);
         let mut out = vec![0; packet.len()];
         let code = self.run(&packet, Some(&mut out))?;
         let command = out.get(COMMAND_AT..).and_then(Command::from_bytes).unwrap_or(command);
-        Ok((Outcome::of(code), command))
+        Ok((Outcome::of(code), command.numbers))
     }
 
     /// What was counted.

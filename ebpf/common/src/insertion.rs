@@ -231,8 +231,10 @@ pub enum Interest {
     Length = 3,
     /// `Connection`: `close` and `keep-alive` are understood.
     Connection = 4,
-    /// Changes how the message is framed, in a request: never proven.
+    /// Asks for another protocol or for an interim answer: a request with it is never proven.
     Framing = 5,
+    /// `Transfer-Encoding`: a request with it is never proven, an answer has an end that only its reader knows.
+    Coding = 6,
 }
 
 /// What an [`Event`] says.

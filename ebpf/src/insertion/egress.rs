@@ -233,6 +233,7 @@ fn scanned(packet: &Packet, key: &FlowKey, local: &Local, flow: &mut Flow, scrat
     let verdict = scan::answers(scratch, key.port, local.bitmap, flow.heads, resumed, len, packet.len - offset);
     let (found, unknown, next) = (scratch.scan.found, scratch.scan.unknown, scratch.scan.next);
     let (head, length) = scan::answer_head(&scratch.scan);
+    let last = scratch.scan.last;
     let ending = &packet.last_five() == b"0\r\n\r\n";
     locked(flow, |flow| {
         let resumed = flow.answer == Answer::Ending as u32;
@@ -248,6 +249,13 @@ fn scanned(packet: &Packet, key: &FlowKey, local: &Local, flow: &mut Flow, scrat
         }
         flow.answered = flow.answered.wrapping_add(found);
         flow.heads >>= found & 31;
+        if last != 0 {
+            // The app answers nothing more on this connection.
+            flow.flags |= abi::FLAG_LAST;
+            if flow.state == State::Native as u32 {
+                flow.state = State::Wire as u32;
+            }
+        }
         let begin = packet.seq.wrapping_add(flow.dout).wrapping_add(offset);
         if verdict == Verdict::Lines {
             flow.answer = Answer::Head as u32;

@@ -335,6 +335,10 @@ fn scanned(
             }
             return Act::Pass;
         }
+        if flow.flags & abi::FLAG_LAST != 0 {
+            flow.state = State::Wire as u32;
+            return Act::Pass;
+        }
         if preface && flow.flags & abi::FLAG_APP_SPOKEN != 0 {
             // The app's first frame has gone to the caller already: no third party can join them.
             flow.state = State::Wire as u32;

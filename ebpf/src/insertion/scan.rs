@@ -322,7 +322,7 @@ fn method(scratch: &mut Scratch, pos: u32) -> Verdict {
         let byte = bytes as u8;
         // What the parser takes for the beginning of a method, or skips before it.
         let may_begin = byte.is_ascii_uppercase() || byte == b'-' || byte == b'_' || byte == b'\r';
-        return if may_begin { Verdict::Undecided } else { Verdict::NotHttp };
+        return if may_begin || scratch.scan.found != 0 { Verdict::Undecided } else { Verdict::NotHttp };
     }
     // No target at all is no request.
     if scratch.bytes[((pos + length) & MASK) as usize] == b' ' {
@@ -409,21 +409,18 @@ fn name(scratch: &mut Scratch, pos: u32) -> Verdict {
         // Twice is once too often.
         return if scratch.scan.has_length == 0 { Verdict::Running } else { Verdict::Undecided };
     }
+    if interest == Interest::Connection as u32 {
+        return connection(scratch, pos);
+    }
     if scratch.scan.answers != 0 {
-        // Transfer-Encoding: chunked, or to the end. What rules ask for is nothing in an answer.
-        if interest == Interest::Framing as u32 {
-            scratch.scan.open = 1;
-        }
-        return Verdict::Running;
+        // What rules ask for is nothing in an answer.
+        return if interest == Interest::Coding as u32 { coding(scratch, pos) } else { Verdict::Running };
     }
     if interest == Interest::Exact as u32 {
         scratch.scan.mode = at::EXACT;
         scratch.scan.name = hash;
         scratch.scan.hash = hash;
         return Verdict::Running;
-    }
-    if interest == Interest::Connection as u32 {
-        return connection(scratch, pos);
     }
     Verdict::Undecided
 }
@@ -529,6 +526,18 @@ fn connection(scratch: &mut Scratch, pos: u32) -> Verdict {
     Verdict::Undecided
 }
 
+/// `chunked`, once.
+#[inline(always)]
+fn coding(scratch: &mut Scratch, pos: u32) -> Verdict {
+    let lower = common::first_bytes(word(scratch, pos) | common::LOWER, 7);
+    let chunked = lower == common::first_bytes(u64::from_le_bytes(*b"chunked\0"), 7);
+    if !chunked || scratch.scan.open != 0 || pair(scratch, pos + 7) != CRLF {
+        return Verdict::Undecided;
+    }
+    scratch.scan.open = 1;
+    line(scratch, pos + 9)
+}
+
 /// Behind the blank line, which ends at `pos`.
 #[inline(always)]
 fn end_of_head(scratch: &mut Scratch, pos: u32) -> Verdict {
@@ -562,6 +571,10 @@ fn end_of_answer(scan: &mut Scan, pos: u32) -> Verdict {
     if status >= 200 {
         let bodiless = scan.heads & 1 != 0 || status == 204 || status == 304;
         if !bodiless {
+            if scan.open != 0 && scan.has_length != 0 {
+                // Two ends (RFC 9112 §6.3).
+                return Verdict::Undecided;
+            }
             if scan.open != 0 || scan.has_length == 0 {
                 scan.unknown = 1;
                 scan.next = pos;

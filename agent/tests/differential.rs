@@ -1,0 +1,300 @@
+//! Case f09: what the kernel's scanner takes for proven is so for the agent's parser.
+//!
+//! The compiled program runs in the kernel (`BPF_PROG_TEST_RUN`) on heads that are made up and changed at random. Whatever
+//! it calls clean the parser must read in the same way: no rule fits, the messages end at the same bytes, nothing is asked
+//! that the kernel does not follow. What it does not call clean may be anything; how often that happens is counted, so that
+//! a scanner which proves nothing does not pass.
+//!
+//! `SLUICE_DIFFERENTIAL_CASES` says how many; ten million take some minutes in a release build.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test ends where it cannot go on")]
+
+use std::collections::BTreeMap;
+
+#[path = "kernel/namespace.rs"]
+#[expect(dead_code, reason = "shared with the tests of the kernel part, which need more of it")]
+mod namespace;
+
+use sluice_agent::{
+    http1::{
+        Doubt,
+        body::Body,
+        head::{Parsed, RequestKind, Upgrade, parse_request, parse_response},
+    },
+    insertion::{Outcome, Programs, hints::Hints},
+    kernel::{Kernel, LoadOptions},
+};
+use sluice_protocol::rules::{RuleFile, matcher::RuleSet};
+
+const PORT: u16 = 8080;
+
+/// Conditions of every kind, on names of many lengths.
+const RULES: [&str; 4] = [
+    "[{name: x-dev, value: anna}]",
+    "[{name: x-a, value: '1'}, {name: x-bb, type: RegularExpression, value: '^y'}]",
+    "[{name: x-sluice-developer-name, type: RegularExpression, value: 'a.*z'}]",
+    "[{name: eightlet, value: 'exactly sixteen.'}, {name: cookie, value: 'a=1; b=2'}]",
+];
+
+const CASES: u64 = 60_000;
+
+/// xorshift64*: the same cases for the same seed.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        usize::try_from(self.next() >> 33).unwrap() % limit
+    }
+
+    fn pick<'a>(&mut self, of: &[&'a str]) -> &'a str {
+        of[self.below(of.len())]
+    }
+}
+
+const NAMES: [&str; 18] = [
+    "Host",
+    "x-dev",
+    "X-Dev",
+    "X-DEV",
+    "x-dex",
+    "x-a",
+    "x-bb",
+    "X-Sluice-Developer-Name",
+    "eightlet",
+    "cookie",
+    "Accept",
+    "User-Agent",
+    "x-eightee",
+    "a",
+    "If-None-Match",
+    "baggage",
+    "X_Y",
+    "x-dev1",
+];
+const VALUES: [&str; 14] = [
+    "anna",
+    "Anna",
+    "ann",
+    "annaa",
+    " anna",
+    "anna ",
+    "1",
+    "y",
+    "axz",
+    "exactly sixteen.",
+    "a=1; b=2",
+    "*/*",
+    "",
+    "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko)",
+];
+/// Names that rules ask for by value, and others; and values that none of them has.
+const USUAL: [&str; 10] =
+    ["Host", "x-dev", "X-DEV", "eightlet", "cookie", "x-a", "Accept", "User-Agent", "x-sluice-developer-nama", "a"];
+const OTHER: [&str; 8] =
+    ["Anna", "annaa", "ann", "exactly sixteen!", "a=1; b=22", "*/*", "", "Mozilla/5.0 (X11; Linux x86_64)"];
+const FRAMING: [&str; 14] = [
+    "Content-Length: 5\r\n",
+    "content-length:0\r\n",
+    "Content-Length: 12x\r\n",
+    "Content-Length: 5 \r\n",
+    "Transfer-Encoding: chunked\r\n",
+    "Connection: close\r\n",
+    "Connection: keep-alive\r\n",
+    "connection: Close\r\n",
+    "Connection: upgrade\r\n",
+    "Upgrade: websocket\r\n",
+    "Expect: 100-continue\r\n",
+    "Content-Length: +5\r\n",
+    "Connection: keep-alive, close\r\n",
+    "Content-Length: 99999999999\r\n",
+];
+
+fn request(random: &mut Random) -> Vec<u8> {
+    let method =
+        random.pick(&["GET", "GET", "GET", "POST", "PUT", "HEAD", "DELETE", "PATCH", "OPTIONS", "TRACE", "get", "M-X"]);
+    let target =
+        random.pick(&["/", "/a/b?c=d", "/long/path/with/many/segments?and=query", "http://h/x", "*", "/%20", "/\"<>"]);
+    let version = if random.below(16) == 0 { random.pick(&["HTTP/1.0", "HTTP/1.2"]) } else { "HTTP/1.1" };
+    let mut text = format!("{method} {target} {version}\r\n").into_bytes();
+    lines(random, &mut text);
+    text
+}
+
+fn answer(random: &mut Random) -> Vec<u8> {
+    let status = random.pick(&[
+        "200 OK",
+        "204 No Content",
+        "304 Not Modified",
+        "404 Not Found",
+        "100 Continue",
+        "103 Hints",
+        "200",
+        "200 ",
+        "101 X",
+        "99 X",
+    ]);
+    let version = random.pick(&["HTTP/1.1", "HTTP/1.1", "HTTP/1.1", "HTTP/1.0"]);
+    let mut text = format!("{version} {status}\r\n").into_bytes();
+    lines(random, &mut text);
+    text
+}
+
+fn lines(random: &mut Random, text: &mut Vec<u8>) {
+    // Of most, all is usual but for one thing, if any: what is odd throughout is never proven, and says nothing.
+    let odd = random.below(4) == 0;
+    let body = random.pick(&["", "", "hello"]);
+    for _ in 0..random.below(9) {
+        if random.below(if odd { 5 } else { 60 }) == 0 {
+            text.extend(random.pick(&FRAMING).bytes());
+            continue;
+        }
+        let (names, values) = if odd { (&NAMES[..], &VALUES[..]) } else { (&USUAL[..], &OTHER[..]) };
+        let blank = random.pick(&[" ", " ", " ", " ", if odd { "\t" } else { "" }]);
+        text.extend(format!("{}:{blank}{}\r\n", random.pick(names), random.pick(values)).bytes());
+    }
+    if !body.is_empty() || random.below(2) == 0 {
+        text.extend(format!("Content-Length: {}\r\n", body.len()).bytes());
+    }
+    text.extend(b"\r\n");
+    text.extend(if odd { random.pick(&["", "hello", "5\r\nhello\r\n0\r\n\r\n"]) } else { body }.bytes());
+}
+
+/// One to three messages, changed in a few places, cut anywhere.
+fn case(random: &mut Random, make: fn(&mut Random) -> Vec<u8>) -> Vec<u8> {
+    let mut text: Vec<u8> = (0..=random.below(3)).flat_map(|_| make(random)).collect();
+    for _ in 0..random.below(6).saturating_sub(3) {
+        let at = random.below(text.len());
+        match random.below(5) {
+            0 => text[at] = u8::try_from(random.below(256)).unwrap(),
+            1 => text.insert(at, u8::try_from(random.below(256)).unwrap()),
+            2 => _ = text.remove(at),
+            3 => text[at] ^= 0x20,
+            _ => text.insert(at, random.pick(&["\r", "\n", " ", "\t", ":", "\0"]).as_bytes()[0]),
+        }
+    }
+    if random.below(4) == 0 {
+        text.truncate(1 + random.below(text.len()));
+    }
+    text
+}
+
+/// What the parser says of requests of which `found` are said to be clean; where the next begins.
+fn check_requests(rules: &RuleSet, text: &[u8], [next, found, heads, last]: [u32; 4]) -> Result<(), String> {
+    let (mut at, port) = (0_usize, rules.port(PORT).unwrap());
+    for number in 0..found {
+        let parsed = parse_request(text.get(at..).ok_or("begins behind the end")?, |view| port.decide(view));
+        let Parsed::Head((head, fits)) = parsed else { return Err(format!("request {number} at {at}: {parsed:?}")) };
+        let Body::Length(length) = head.body else { return Err(format!("request {number} has a body of chunks")) };
+        let is_head = head.kind == RequestKind::Head;
+        if fits.taken_by.is_some() || !fits.copied_to.is_empty() {
+            return Err(format!("request {number} fits a rule"));
+        }
+        if head.upgrade != Upgrade::None || is_head != (heads >> number & 1 == 1) {
+            return Err(format!("request {number} is of another kind: {head:?}"));
+        }
+        if head.close != (last != 0) && (head.close || number + 1 == found) {
+            return Err(format!("request {number}: close {}", head.close));
+        }
+        at += head.len + usize::try_from(length).unwrap();
+    }
+    if at == next as usize && at >= text.len() { Ok(()) } else { Err(format!("ends at {at} of {}", text.len())) }
+}
+
+/// As [`check_requests`], for answers to requests of which those in the bits of `owed` are `HEAD`.
+fn check_answers(text: &[u8], owed: u32, [next, found, _, flags]: [u32; 4]) -> Result<(), String> {
+    let unknown = flags & 2;
+    let (mut at, mut whole) = (0_usize, 0_u32);
+    while at < text.len() {
+        let kind = if owed >> whole & 1 == 1 { RequestKind::Head } else { RequestKind::Other };
+        let parsed = parse_response(&text[at..], kind);
+        let Parsed::Head(head) = parsed else { return Err(format!("answer at {at}: {parsed:?}")) };
+        at += head.len;
+        if head.status < 200 {
+            continue;
+        }
+        if head.close && flags & 1 == 0 && head.body != Body::UntilClose {
+            return Err(format!("the answer that ends at {at} is the last"));
+        }
+        let Body::Length(length) = head.body else {
+            return if unknown != 0 && at == next as usize && whole == found {
+                Ok(())
+            } else {
+                Err(format!("the answer at {at} has no length, {unknown} {next} {found}"))
+            };
+        };
+        at += usize::try_from(length).unwrap();
+        whole += u32::from(at <= text.len());
+    }
+    if unknown == 0 && at == next as usize && whole == found {
+        Ok(())
+    } else {
+        Err(format!("{whole} answers end at {at}, not {found} at {next}"))
+    }
+}
+
+fn differ(seed: u64, cases: u64) {
+    let text = format!("intercepts: [{}]", RULES.iter().enumerate().map(|(n, headers)| {
+        format!("{{name: r{n}, client: {{keyHash: 'sha256:{}'}}, ports: [{{port: {PORT}}}], match: {{headers: {headers}}}}}", "0".repeat(64))
+    }).collect::<Vec<_>>().join(", "));
+    let file = RuleFile::parse(&text).unwrap();
+    let rules = RuleSet::compile(&file).unwrap();
+    let mut kernel = Kernel::load(LoadOptions::default()).unwrap();
+    let listeners = kernel.take_listeners().unwrap();
+    let mut programs = Programs::load(&listeners).unwrap();
+    programs.apply(&BTreeMap::from([(PORT, Hints::new(&file.intercepts).unwrap())]), &[]).unwrap();
+
+    let mut random = Random(seed | 1);
+    let (mut proven, mut asked) = ([0_u64; 2], 0_u64);
+    for number in 0..cases {
+        let is_answer = random.below(4) == 0;
+        let owed = u32::try_from(random.below(4)).unwrap();
+        let text = case(&mut random, if is_answer { answer } else { request });
+        // Of some, every beginning: as if the rest were in another packet.
+        let from = if random.below(64) == 0 { 1 } else { text.len() };
+        for end in from..=text.len() {
+            let text = &text[..end];
+            asked += 1;
+            let (outcome, numbers) = programs.scan(PORT, text, is_answer.then_some(owed)).unwrap();
+            let checked = match outcome {
+                Outcome::Done if is_answer => check_answers(text, owed, numbers),
+                Outcome::Done => check_requests(&rules, text, numbers),
+                Outcome::State if !is_answer => match parse_request(text, |_| ()) {
+                    Parsed::Doubt(Doubt::NotHttp) => Ok(()),
+                    // What reads byte by byte knows by the first one.
+                    Parsed::Partial if !matches!(text[0], b'A'..=b'Z' | b'-' | b'_' | b'\r') => Ok(()),
+                    other => Err(format!("taken for no HTTP: {other:?}")),
+                },
+                Outcome::Undecided | Outcome::State => Ok(()),
+                other => Err(format!("{other:?}")),
+            };
+            proven[usize::from(is_answer)] += u64::from(outcome == Outcome::Done);
+            if let Err(why) = checked {
+                panic!(
+                    "case {number} of seed {seed}, answer {is_answer} to {owed}: {why}\n{:?}\n{numbers:?}",
+                    text.escape_ascii().to_string()
+                );
+            }
+        }
+    }
+    println!("{asked} cases, proven: {} requests, {} answers", proven[0], proven[1]);
+    assert!(proven[0] > cases / 10 && proven[1] > cases / 50, "hardly anything was proven: {proven:?} of {asked}");
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn f09_what_the_kernel_proves_the_parser_says_too() {
+    let cases = std::env::var("SLUICE_DIFFERENTIAL_CASES").map_or(CASES, |cases| cases.parse().expect("a number"));
+    let seed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos();
+    // So that a failure can be had again.
+    let seed = std::env::var("SLUICE_DIFFERENTIAL_SEED")
+        .map_or(u64::try_from(seed & 0xffff_ffff).unwrap(), |seed| seed.parse().unwrap());
+    println!("seed {seed}");
+    namespace::in_namespace(|| differ(seed, cases));
+}
