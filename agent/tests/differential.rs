@@ -99,11 +99,12 @@ const USUAL: [&str; 10] =
     ["Host", "x-dev", "X-DEV", "eightlet", "cookie", "x-a", "Accept", "User-Agent", "x-sluice-developer-nama", "a"];
 const OTHER: [&str; 8] =
     ["Anna", "annaa", "ann", "exactly sixteen!", "a=1; b=22", "*/*", "", "Mozilla/5.0 (X11; Linux x86_64)"];
-const FRAMING: [&str; 14] = [
+const FRAMING: [&str; 15] = [
     "Content-Length: 5\r\n",
     "content-length:0\r\n",
     "Content-Length: 12x\r\n",
     "Content-Length: 5 \r\n",
+    "Transfer-Encoding: chunked\r\n",
     "Transfer-Encoding: chunked\r\n",
     "Connection: close\r\n",
     "Connection: keep-alive\r\n",
@@ -159,6 +160,15 @@ fn lines(random: &mut Random, text: &mut Vec<u8>) {
         let blank = random.pick(&[" ", " ", " ", " ", if odd { "\t" } else { "" }]);
         text.extend(format!("{}:{blank}{}\r\n", random.pick(names), random.pick(values)).bytes());
     }
+    if random.below(4) == 0 {
+        text.extend(b"Transfer-Encoding: chunked\r\n\r\n");
+        for _ in 0..random.below(3) {
+            let size = 1 + random.below(40);
+            text.extend(format!("{size:x}{}\r\n{}\r\n", random.pick(&["", "", "", ";a=b"]), "z".repeat(size)).bytes());
+        }
+        text.extend(random.pick(&["0\r\n\r\n", "0\r\n\r\n", "000\r\n\r\n", "0\r\nX-Sum: 1\r\n\r\n"]).bytes());
+        return;
+    }
     if !body.is_empty() || random.below(2) == 0 {
         text.extend(format!("Content-Length: {}\r\n", body.len()).bytes());
     }
@@ -209,7 +219,6 @@ fn check_requests(rules: &RuleSet, text: &[u8], [next, found, heads, last]: [u32
 
 /// As [`check_requests`], for answers to requests of which those in the bits of `owed` are `HEAD`.
 fn check_answers(text: &[u8], owed: u32, [next, found, _, flags]: [u32; 4]) -> Result<(), String> {
-    let unknown = flags & 2;
     let (mut at, mut whole) = (0_usize, 0_u32);
     while at < text.len() {
         let kind = if owed >> whole & 1 == 1 { RequestKind::Head } else { RequestKind::Other };
@@ -222,17 +231,29 @@ fn check_answers(text: &[u8], owed: u32, [next, found, _, flags]: [u32; 4]) -> R
         if head.close && flags & 1 == 0 && head.body != Body::UntilClose {
             return Err(format!("the answer that ends at {at} is the last"));
         }
-        let Body::Length(length) = head.body else {
-            return if unknown != 0 && at == next as usize && whole == found {
-                Ok(())
-            } else {
-                Err(format!("the answer at {at} has no length, {unknown} {next} {found}"))
-            };
+        let length = match head.body {
+            Body::Length(length) => length,
+            Body::UntilClose => {
+                let same = flags & 2 != 0 && at == next as usize && whole == found;
+                return if same { Ok(()) } else { Err(format!("the answer at {at} has no length: {next} {found}")) };
+            }
+            mut chunked @ Body::Chunked(_) => {
+                let taken = chunked.take(&text[at..]).map_err(|doubt| format!("chunks from {at}: {doubt:?}"))?;
+                if !chunked.is_done() {
+                    // Its next chunk begins where the parser will say later.
+                    return if flags & 4 != 0 && whole == found {
+                        Ok(())
+                    } else {
+                        Err(format!("chunks from {at} go on"))
+                    };
+                }
+                taken as u64
+            }
         };
         at += usize::try_from(length).unwrap();
         whole += u32::from(at <= text.len());
     }
-    if unknown == 0 && at == next as usize && whole == found {
+    if flags & 6 == 0 && at == next as usize && whole == found {
         Ok(())
     } else {
         Err(format!("{whole} answers end at {at}, not {found} at {next}"))
@@ -284,7 +305,7 @@ fn differ(seed: u64, cases: u64) {
         }
     }
     println!("{asked} cases, proven: {} requests, {} answers", proven[0], proven[1]);
-    assert!(proven[0] > cases / 10 && proven[1] > cases / 50, "hardly anything was proven: {proven:?} of {asked}");
+    assert!(proven[0] > cases / 20 && proven[1] > cases / 60, "hardly anything was proven: {proven:?} of {asked}");
 }
 
 #[test]

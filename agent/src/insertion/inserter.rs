@@ -307,6 +307,10 @@ fn insert(programs: &SharedPrograms, key: &FlowKey, hold: &Hold) -> io::Result<(
     if flow.flags & FLAG_LAST != 0 {
         return Ok((Attempt::Over(NotInserted::Closing), None));
     }
+    let is_open = [Answer::Head, Answer::Chunks].iter().any(|open| *open as u32 == flow.answer);
+    if is_open && flow.asked != flow.answered {
+        return Ok((Attempt::Wait, None));
+    }
     let Some(position) = position(&flow) else { return Ok((Attempt::Over(NotInserted::OpenAnswer), None)) };
     let (caller, pod) = (caller_of(key), pod_of(key));
     let Some(info) = diag::info(pod, caller)? else {
@@ -370,7 +374,7 @@ fn position(flow: &Flow) -> Option<Position> {
         // All of it has been sent and acknowledged, and the last of it looked like the end.
         owed -= 1;
         heads >>= 1;
-    } else if (flow.answer == Answer::Unknown as u32 || flow.answer == Answer::Head as u32) && owed > 0 {
+    } else if flow.answer == Answer::Unknown as u32 && owed > 0 {
         return None;
     } else if flow.answer == Answer::Length as u32 {
         running = Some(u64::from(flow.answer_end.wrapping_sub(flow.sent_end)));

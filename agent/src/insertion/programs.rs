@@ -292,7 +292,8 @@ impl Programs {
     /// Runs the kernel's scanner on text, as it would look at the data of a packet to (or with `answers_to`, from) `port`.
     /// For tests of its agreement with the parser. `answers_to`: a bit for each request that is owed an answer, the first in
     /// the lowest, whether it is a `HEAD`. Of what is returned, `numbers` are where the next message begins, how many were
-    /// found, which of the requests are `HEAD`, and 1 for a request that is the last or 2 for an answer without an end.
+    /// found, which of the requests are `HEAD`, and bits: 1 for a message that says it is the last, 2 for an answer that only the
+    /// connection's end ends, 4 for a chunked one of which the next chunk begins there.
     ///
     /// # Errors
     /// When the kernel does not run the program.

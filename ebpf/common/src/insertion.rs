@@ -89,6 +89,8 @@ pub enum Answer {
     Ending = 3,
     /// Its head has begun; the last packet ended with a line of it, and [`Flow::answer_head`] says what was read.
     Head = 4,
+    /// It is chunked, and its next chunk begins at [`Flow::answer_end`].
+    Chunks = 5,
 }
 
 /// `bpf_spin_lock`, under the name by which the kernel finds it.

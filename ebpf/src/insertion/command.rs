@@ -129,8 +129,11 @@ fn scan(ctx: &TcContext, command: &mut Command, scratch: &mut Scratch) -> Outcom
     };
     command.numbers =
         [scratch.scan.next, scratch.scan.found, scratch.scan.heads, scratch.scan.last | scratch.scan.unknown << 1];
+    if verdict == Verdict::Chunks {
+        command.numbers[3] |= 4;
+    }
     match verdict {
-        Verdict::Clean => Outcome::Done,
+        Verdict::Clean | Verdict::Chunks => Outcome::Done,
         Verdict::NotHttp => Outcome::State,
         _ => Outcome::Undecided,
     }

@@ -1,6 +1,6 @@
 //! Packets on their way out of the pod.
 
-use aya_ebpf::{macros::classifier, programs::TcContext};
+use aya_ebpf::{helpers::generated::bpf_loop, macros::classifier, programs::TcContext};
 use sluice_ebpf_common::insertion::{self as abi, Answer, EventKind, Flow, FlowKey, Local, State};
 
 use super::{
@@ -200,6 +200,9 @@ fn answered(flow: &mut Flow, seq: u32, end: u32, before: u32) -> Act {
         }
         return begun(flow, flow.answer_end.wrapping_sub(seq));
     }
+    if flow.answer == Answer::Chunks as u32 {
+        return if after(end, flow.answer_end) { Act::Scan(flow.answer_end.wrapping_sub(seq)) } else { Act::Pass };
+    }
     if flow.answer == Answer::Head as u32 {
         return Act::Scan(before.wrapping_sub(seq));
     }
@@ -223,21 +226,76 @@ fn begun(flow: &mut Flow, offset: u32) -> Act {
     Act::Scan(offset)
 }
 
+/// Windows of one packet.
+const WINDOWS: u32 = 64;
+
+/// How far the answers of a packet have been read. In the scratch buffer, like the scanner's state and for the same reason.
+#[repr(C)]
+pub(crate) struct Reading {
+    offset: u32,
+    begun: u32,
+    verdict: Verdict,
+}
+
+/// What a step is given.
+struct Step {
+    scratch: *mut Scratch,
+    packet: *const Packet,
+    bitmap: [u64; 2],
+    port: u16,
+    heads: u32,
+    resumed: (u32, u32),
+}
+
+/// One window. Returns 1 to stop.
+#[inline(never)]
+#[expect(unsafe_code, reason = "called by the kernel with the pointers that `scanned` gave it")]
+extern "C" fn window(_index: u64, step: *mut Step) -> u64 {
+    // SAFETY: `scanned` gave them, and only one step runs at a time.
+    let (step, scratch, packet) = unsafe { (&*step, &mut *(*step).scratch, &*(*step).packet) };
+    let offset = scratch.reading.offset;
+    let Some(len) = packet.load(scratch, offset) else {
+        scratch.reading.verdict = Verdict::Undecided;
+        return 1;
+    };
+    let total = packet.len - offset;
+    let verdict = if scratch.reading.begun == 0 {
+        scratch.reading.begun = 1;
+        scan::answers(scratch, step.port, step.bitmap, step.heads, step.resumed, len, total)
+    } else {
+        scan::more(scratch, len, total)
+    };
+    scratch.reading.verdict = verdict;
+    if verdict != Verdict::More {
+        return 1;
+    }
+    scratch.reading.offset = offset + scratch.scan.next;
+    0
+}
+
 #[inline(always)]
+#[expect(unsafe_code, reason = "a helper of the kernel")]
 fn scanned(packet: &Packet, key: &FlowKey, local: &Local, flow: &mut Flow, scratch: &mut Scratch, offset: u32) {
     if offset >= packet.len {
         return;
     }
-    let Some(len) = packet.load(scratch, offset) else { return };
-    let resumed = if flow.answer == Answer::Head as u32 { (flow.answer_head, flow.answer_end) } else { (0, 0) };
-    let verdict = scan::answers(scratch, key.port, local.bitmap, flow.heads, resumed, len, packet.len - offset);
+    let resumed = match flow.answer {
+        answer if answer == Answer::Head as u32 => (flow.answer_head, flow.answer_end),
+        answer if answer == Answer::Chunks as u32 => (scan::CHUNKS, 0),
+        _ => (0, 0),
+    };
+    scratch.reading = Reading { offset, begun: 0, verdict: Verdict::Running };
+    let mut step = Step { scratch, packet, bitmap: local.bitmap, port: key.port, heads: flow.heads, resumed };
+    // SAFETY: the callback has the signature that the kernel calls, and its context outlives the loop.
+    unsafe { bpf_loop(WINDOWS, window as *mut _, (&raw mut step).cast(), 0) };
+    let Reading { offset, verdict, .. } = scratch.reading;
     let (found, unknown, next) = (scratch.scan.found, scratch.scan.unknown, scratch.scan.next);
     let (head, length) = scan::answer_head(&scratch.scan);
     let last = scratch.scan.last;
     let ending = &packet.last_five() == b"0\r\n\r\n";
     locked(flow, |flow| {
         let resumed = flow.answer == Answer::Ending as u32;
-        if verdict != Verdict::Clean && verdict != Verdict::Lines {
+        if verdict != Verdict::Clean && verdict != Verdict::Lines && verdict != Verdict::Chunks {
             if !resumed {
                 flow.answer = if ending { Answer::Ending as u32 } else { Answer::Unknown as u32 };
             }
@@ -261,6 +319,9 @@ fn scanned(packet: &Packet, key: &FlowKey, local: &Local, flow: &mut Flow, scrat
             flow.answer = Answer::Head as u32;
             flow.answer_head = head;
             flow.answer_end = length;
+        } else if verdict == Verdict::Chunks {
+            flow.answer = Answer::Chunks as u32;
+            flow.answer_end = begin.wrapping_add(next);
         } else if unknown != 0 {
             flow.answer = if ending { Answer::Ending as u32 } else { Answer::Unknown as u32 };
         } else if next > packet.len - offset {

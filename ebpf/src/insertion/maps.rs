@@ -12,7 +12,7 @@ use sluice_ebpf_common::{
     insertion::{self as abi, Event, EventKind, Flow, FlowCounter, FlowKey, Local, NameKey, WINDOW},
 };
 
-use super::{copy::Copying, packet::Search, scan::Scan};
+use super::{copy::Copying, egress::Reading, packet::Search, scan::Scan};
 
 /// The flows. Not preallocated: most pods have few. With the type's description, which the kernel needs to find the lock.
 #[btf_map]
@@ -60,6 +60,7 @@ pub(crate) struct Scratch {
     pub(crate) scan: Scan,
     pub(crate) search: Search,
     pub(crate) copy: Copying,
+    pub(crate) reading: Reading,
 }
 
 /// This CPU's room.

@@ -45,6 +45,10 @@ pub(crate) enum Verdict {
     NotHttp = 3,
     /// The bytes end with a line of an answer's head.
     Lines = 4,
+    /// The bytes end in a chunked answer; [`Scan::next`] is where its next chunk begins.
+    Chunks = 5,
+    /// It goes on behind the window, at [`Scan::next`].
+    More = 6,
 }
 
 /// Position in the grammar. A number, as the kernel's memory has no enums.
@@ -58,6 +62,7 @@ mod at {
     pub(super) const EXACT: u32 = 6;
     pub(super) const LENGTH: u32 = 7;
     pub(super) const STATUS: u32 = 8;
+    pub(super) const SIZE: u32 = 9;
 }
 
 /// State of a scan, in and out.
@@ -75,6 +80,8 @@ pub(crate) struct Scan {
     total: u32,
     /// Bytes of the name or value so far.
     text: u32,
+    /// Where the line begins.
+    line: u32,
     port: u32,
     has_length: u32,
     is_head: u32,
@@ -82,6 +89,10 @@ pub(crate) struct Scan {
     /// The end of the answer is not told by a length.
     open: u32,
     answers: u32,
+    /// A line with the size of a chunk is at its end, or being passed over.
+    sized: u32,
+    /// The lines are trailers.
+    trailer: u32,
     /// For answers, in: which of the owed ones are for `HEAD`. For requests, out: which are `HEAD`.
     pub(crate) heads: u32,
     /// Requests or whole answers that were found.
@@ -130,13 +141,24 @@ pub(crate) fn answers(
     scan.mode = if resumed == 0 { at::STATUS } else { at::LINE };
     scan.bitmap = bitmap;
     begin(scan);
-    if resumed != 0 {
+    if resumed == CHUNKS {
+        begin_size(scan);
+    } else if resumed != 0 {
         scan.status = resumed & 0xffff;
         scan.has_length = (resumed & abi::HEAD_LENGTH != 0) as u32;
         scan.open = (resumed & abi::HEAD_OPEN != 0) as u32;
         scan.length = length as u64;
     }
     run(scratch, port, len, total)
+}
+
+/// In place of what [`answer_head`] says: a chunk of an answer begins.
+pub(crate) const CHUNKS: u32 = u32::MAX;
+
+/// Goes on in the next `len` bytes of a packet that has `total` from there on, after [`Verdict::More`].
+#[inline(always)]
+pub(crate) fn more(scratch: &mut Scratch, len: u32, total: u32) -> Verdict {
+    read(scratch, len, total)
 }
 
 /// What is known of the head of an answer that goes on in another packet, and the length in it.
@@ -148,16 +170,23 @@ pub(crate) fn answer_head(scan: &Scan) -> (u32, u32) {
 }
 
 #[inline(always)]
-#[expect(unsafe_code, reason = "a helper of the kernel")]
 fn run(scratch: &mut Scratch, port: u16, len: u32, total: u32) -> Verdict {
     let scan = &mut scratch.scan;
-    scan.pos = 0;
-    scan.len = len;
-    scan.total = total;
     scan.port = port as u32;
     scan.found = 0;
     scan.last = 0;
     scan.unknown = 0;
+    read(scratch, len, total)
+}
+
+#[inline(always)]
+#[expect(unsafe_code, reason = "a helper of the kernel")]
+fn read(scratch: &mut Scratch, len: u32, total: u32) -> Verdict {
+    let scan = &mut scratch.scan;
+    scan.pos = 0;
+    scan.line = 0;
+    scan.len = len;
+    scan.total = total;
     scan.next = 0;
     scan.verdict = Verdict::Running as u32;
     let mut step_context = Step { scratch };
@@ -167,6 +196,8 @@ fn run(scratch: &mut Scratch, port: u16, len: u32, total: u32) -> Verdict {
         1 => Verdict::Clean,
         3 => Verdict::NotHttp,
         4 => Verdict::Lines,
+        5 => Verdict::Chunks,
+        6 => Verdict::More,
         _ => Verdict::Undecided,
     }
 }
@@ -179,6 +210,17 @@ fn begin(scan: &mut Scan) {
     scan.is_head = 0;
     scan.open = 0;
     scan.status = 0;
+    scan.sized = 0;
+    scan.trailer = 0;
+}
+
+/// A line with the size of a chunk begins.
+#[inline(always)]
+fn begin_size(scan: &mut Scan) {
+    scan.mode = at::SIZE;
+    scan.text = 0;
+    scan.length = 0;
+    scan.sized = 0;
 }
 
 #[inline(always)]
@@ -246,9 +288,7 @@ fn advance(scratch: &mut Scratch) -> Verdict {
     let pos = scratch.scan.pos;
     let mode = scratch.scan.mode;
     if pos >= scratch.scan.len {
-        // Its end is in another packet, or behind the window.
-        let resumable = scratch.scan.answers != 0 && mode == at::LINE && pos == scratch.scan.total;
-        return if resumable { Verdict::Lines } else { Verdict::Undecided };
+        return beyond(&mut scratch.scan, mode, pos);
     }
     if mode == at::VALUE {
         return value(scratch, pos);
@@ -257,6 +297,9 @@ fn advance(scratch: &mut Scratch) -> Verdict {
         return name(scratch, pos);
     }
     if mode == at::LINE {
+        if scratch.scan.sized != 0 {
+            return end_of_size(scratch, pos);
+        }
         if pair(scratch, pos) == CRLF {
             return end_of_head(scratch, pos + 2);
         }
@@ -270,6 +313,9 @@ fn advance(scratch: &mut Scratch) -> Verdict {
     }
     if mode == at::LENGTH {
         return length(scratch, pos);
+    }
+    if mode == at::SIZE {
+        return size(scratch, pos);
     }
     if mode == at::TARGET {
         return target(scratch, pos);
@@ -290,6 +336,7 @@ fn advance(scratch: &mut Scratch) -> Verdict {
 fn line(scratch: &mut Scratch, pos: u32) -> Verdict {
     scratch.scan.mode = at::LINE;
     scratch.scan.pos = pos;
+    scratch.scan.line = pos;
     Verdict::Running
 }
 
@@ -395,6 +442,10 @@ fn name(scratch: &mut Scratch, pos: u32) -> Verdict {
     }
     scratch.scan.pos = pos;
     scratch.scan.mode = at::VALUE;
+    if scratch.scan.trailer != 0 {
+        // Says nothing about framing, whatever it is (RFC 9110 §6.5.1).
+        return Verdict::Running;
+    }
     let half = if hash & 0x40 == 0 { scratch.scan.bitmap[0] } else { scratch.scan.bitmap[1] };
     if half >> (hash & 0x3f) & 1 == 0 {
         return Verdict::Running;
@@ -443,6 +494,9 @@ fn value(scratch: &mut Scratch, pos: u32) -> Verdict {
         }
     }
     pos += first(stop);
+    if pos + 1 >= scratch.scan.len {
+        return beyond(&mut scratch.scan, at::VALUE, pos);
+    }
     if pair(scratch, pos) == CRLF {
         return line(scratch, pos + 2);
     }
@@ -545,6 +599,9 @@ fn end_of_head(scratch: &mut Scratch, pos: u32) -> Verdict {
     if pos > scan.len {
         return Verdict::Undecided;
     }
+    if scan.trailer != 0 {
+        return end_of_whole(scan, pos);
+    }
     if scan.answers != 0 {
         return end_of_answer(scan, pos);
     }
@@ -575,7 +632,11 @@ fn end_of_answer(scan: &mut Scan, pos: u32) -> Verdict {
                 // Two ends (RFC 9112 §6.3).
                 return Verdict::Undecided;
             }
-            if scan.open != 0 || scan.has_length == 0 {
+            if scan.open != 0 {
+                begin_size(scan);
+                return goes_on(scan, pos);
+            }
+            if scan.has_length == 0 {
                 scan.unknown = 1;
                 scan.next = pos;
                 return Verdict::Clean;
@@ -586,13 +647,24 @@ fn end_of_answer(scan: &mut Scan, pos: u32) -> Verdict {
         if next > scan.total {
             return Verdict::Clean;
         }
-        scan.found += 1;
-        scan.heads >>= 1;
+        return end_of_whole(scan, next);
     } else if status == 101 {
         return Verdict::Undecided;
-    } else {
-        scan.next = next;
     }
+    begin_answer(scan, next)
+}
+
+/// An answer is whole, body and all.
+#[inline(always)]
+fn end_of_whole(scan: &mut Scan, next: u32) -> Verdict {
+    scan.found += 1;
+    scan.heads >>= 1;
+    begin_answer(scan, next)
+}
+
+#[inline(always)]
+fn begin_answer(scan: &mut Scan, next: u32) -> Verdict {
+    scan.next = next;
     if next == scan.total {
         return Verdict::Clean;
     }
@@ -600,4 +672,91 @@ fn end_of_answer(scan: &mut Scan, pos: u32) -> Verdict {
     scan.mode = at::STATUS;
     begin(scan);
     Verdict::Running
+}
+
+/// The line with the size of a chunk has ended before `pos`.
+#[inline(always)]
+fn end_of_size(scratch: &mut Scratch, pos: u32) -> Verdict {
+    scratch.scan.sized = 0;
+    if scratch.scan.length == 0 {
+        scratch.scan.trailer = 1;
+        scratch.scan.pos = pos;
+        return Verdict::Running;
+    }
+    let next = pos + scratch.scan.length as u32 + 2;
+    // What is not here cannot be looked at; the parser would find the same place, or doubt it.
+    let (first_is_here, both_are) = (next - 1 <= scratch.scan.len, next <= scratch.scan.len);
+    let first = scratch.bytes[((next - 2) & MASK) as usize];
+    if (first_is_here && first != b'\r') || (both_are && pair(scratch, next - 2) != CRLF) {
+        return Verdict::Undecided;
+    }
+    begin_size(&mut scratch.scan);
+    goes_on(&mut scratch.scan, next)
+}
+
+/// A chunk begins at `pos`, here, behind the window or in another packet.
+#[inline(always)]
+fn goes_on(scan: &mut Scan, pos: u32) -> Verdict {
+    scan.pos = pos;
+    if pos >= scan.total {
+        scan.next = pos;
+        return Verdict::Chunks;
+    }
+    Verdict::Running
+}
+
+/// Behind the bytes that are there.
+#[inline(always)]
+fn beyond(scan: &mut Scan, mode: u32, pos: u32) -> Verdict {
+    if scan.answers == 0 {
+        // Its end is in another packet, or behind the window.
+        return Verdict::Undecided;
+    }
+    let boundary = mode == at::LINE || mode == at::STATUS || (mode == at::SIZE && scan.text == 0);
+    scan.next = pos;
+    if scan.len < scan.total && pos < scan.total {
+        if mode == at::VALUE {
+            // Words were read over the end, but what is not there has to be read yet.
+            if pos > scan.len {
+                scan.next = scan.len;
+            }
+            return Verdict::More;
+        }
+        if boundary {
+            return Verdict::More;
+        }
+        if scan.line > 0 {
+            scan.next = scan.line;
+            scan.mode = at::LINE;
+            return Verdict::More;
+        }
+        return Verdict::Undecided;
+    }
+    if mode == at::LINE && pos == scan.total && scan.trailer == 0 && scan.sized == 0 {
+        return Verdict::Lines;
+    }
+    Verdict::Undecided
+}
+
+/// The size of a chunk (RFC 9112 §7.1).
+#[inline(always)]
+fn size(scratch: &mut Scratch, pos: u32) -> Verdict {
+    let byte = scratch.bytes[(pos & MASK) as usize];
+    let lower = byte | 0x20;
+    let digit = if byte.is_ascii_digit() {
+        byte - b'0'
+    } else if lower >= b'a' && lower <= b'f' {
+        lower - b'a' + 10
+    } else {
+        if scratch.scan.text == 0 || (byte != b';' && byte != b'\r') {
+            return Verdict::Undecided;
+        }
+        scratch.scan.sized = 1;
+        scratch.scan.mode = at::VALUE;
+        return Verdict::Running;
+    };
+    scratch.scan.length = scratch.scan.length << 4 | digit as u64;
+    scratch.scan.text += 1;
+    scratch.scan.pos = pos + 1;
+    if scratch.scan.length > MAX_LENGTH || scratch.scan.text > 15 { Verdict::Undecided } else { Verdict::Running }
 }
