@@ -58,7 +58,7 @@ impl Random {
     }
 }
 
-const NAMES: [&str; 18] = [
+const NAMES: [&str; 19] = [
     "Host",
     "x-dev",
     "X-Dev",
@@ -76,6 +76,7 @@ const NAMES: [&str; 18] = [
     "If-None-Match",
     "baggage",
     "X_Y",
+    "x.y!#$%&'*+^`|~",
     "x-dev1",
 ];
 const VALUES: [&str; 14] = [

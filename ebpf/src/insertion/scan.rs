@@ -63,6 +63,7 @@ mod at {
     pub(super) const LENGTH: u32 = 7;
     pub(super) const STATUS: u32 = 8;
     pub(super) const SIZE: u32 = 9;
+    pub(super) const TOKEN: u32 = 10;
 }
 
 /// State of a scan, in and out.
@@ -317,6 +318,9 @@ fn advance(scratch: &mut Scratch) -> Verdict {
     if mode == at::SIZE {
         return size(scratch, pos);
     }
+    if mode == at::TOKEN {
+        return token(scratch, pos);
+    }
     if mode == at::TARGET {
         return target(scratch, pos);
     }
@@ -432,7 +436,14 @@ fn name(scratch: &mut Scratch, pos: u32) -> Verdict {
     }
     let rest = first(stop);
     let text = scratch.scan.text + rest;
-    if text == 0 || (bytes >> ((rest & 7) * 8)) as u8 != b':' {
+    if (bytes >> ((rest & 7) * 8)) as u8 != b':' {
+        // A name that no rule the kernel decides has, nor any that frames a message.
+        scratch.scan.mode = at::TOKEN;
+        scratch.scan.text = text;
+        scratch.scan.pos = pos + rest;
+        return Verdict::Running;
+    }
+    if text == 0 {
         return Verdict::Undecided;
     }
     let hash = common::finish(common::mix(scratch.scan.hash, common::first_bytes(lower, rest)), text);
@@ -474,6 +485,35 @@ fn name(scratch: &mut Scratch, pos: u32) -> Verdict {
         return Verdict::Running;
     }
     Verdict::Undecided
+}
+
+/// The rest of a name with one of the rarer characters (RFC 9110 §5.6.2).
+#[inline(always)]
+fn token(scratch: &mut Scratch, pos: u32) -> Verdict {
+    let byte = scratch.bytes[(pos & MASK) as usize];
+    scratch.scan.pos = pos + 1;
+    if byte == b':' && scratch.scan.text > 0 {
+        scratch.scan.mode = at::VALUE;
+        return Verdict::Running;
+    }
+    scratch.scan.text += 1;
+    // One bit for each character from `!` to `~` that may stand in a name.
+    const TOKEN: u128 = token_characters();
+    let index = byte.wrapping_sub(b'!') as u32;
+    let half = if index & 64 == 0 { TOKEN as u64 } else { (TOKEN >> 64) as u64 };
+    if index < 94 && half >> (index & 63) & 1 == 1 { Verdict::Running } else { Verdict::Undecided }
+}
+
+const fn token_characters() -> u128 {
+    let (mut set, mut byte) = (0_u128, b'!');
+    while byte <= b'~' {
+        let other = matches!(byte, b'(' | b')' | b',' | b'/' | b':'..=b'@' | b'[' | b'\\' | b']' | b'{' | b'}' | b'"');
+        if !other {
+            set |= 1 << (byte - b'!');
+        }
+        byte += 1;
+    }
+    set
 }
 
 /// A value that nobody asked for.

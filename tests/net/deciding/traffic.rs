@@ -218,9 +218,23 @@ async fn b12_nobody_can_tell_the_agent_is_there() -> Result<()> {
         ensure!(stage.agent.counter("wires").await? == 0, "{:?}", stage.agent.status().await?.counters);
         let expected =
             |mine| i64::try_from(CALLERS.iter().filter(|(_, taken)| *taken == mine).count()).unwrap_or(0) * 200;
-        let status = stage.agent.status().await?;
         let (passed, diverted) = (stage.agent.counter("passed").await?, stage.agent.counter("diverted").await?);
-        ensure!((passed, diverted) == (expected(false), expected(true)), "{passed} {diverted}: {status:?}");
+        ensure!(
+            (passed, diverted) == (expected(false), expected(true)),
+            "{passed} {diverted}: {}",
+            stage
+                .agent
+                .metrics()
+                .await?
+                .lines()
+                .filter(|l| l.contains("not_inserted")
+                    || l.contains("flows_")
+                    || l.contains("late")
+                    || l.contains("_count"))
+                .filter(|l| !l.starts_with('#'))
+                .collect::<Vec<_>>()
+                .join("\n")
+        );
         Ok(())
     })
     .await
