@@ -228,6 +228,7 @@ fn rule<'a>(intercept: &'a Intercept, pod: &PodFacts) -> Result<rules::Intercept
         on_unavailable: intercept.spec.on_unavailable,
         include_probes: intercept.spec.include_probes,
         reset_existing: intercept.spec.reset_existing,
+        steering: intercept.spec.steering,
         client: intercept.spec.client,
     })
 }
