@@ -47,6 +47,7 @@ use crate::{
     limits,
     metrics::Metrics,
     rules_file::{RulesFile, RulesFileError},
+    ways,
     wiretap::Wiretaps,
 };
 
@@ -66,6 +67,9 @@ pub enum StartError {
 
 /// How long after a change of the rules what is unclear about connections from before is looked at again.
 const CLEARING: Duration = Duration::from_millis(100);
+
+/// Why no port is intercepted by insertion.
+const NO_INSERTION: &str = "this agent has no live insertion";
 
 /// Makes rules come into force, in the agent and in the kernel.
 struct Rules {
@@ -400,9 +404,11 @@ impl Rules {
             let mut existing = lock(&existing);
             existing.look();
             let assigned = lock(&assigned);
+            let status = lock(&status);
             let intercepts = assigned.intercepts.iter().map(|assigned| {
                 let rule = &assigned.rule;
                 let ports = || rule.ports.iter().map(|port| port.port.get());
+                let ways = ways::of_rule(rule, &status.ways);
                 Held {
                     uid: assigned.uid.clone(),
                     generation: assigned.generation,
@@ -411,6 +417,8 @@ impl Rules {
                     counters: shared.metrics.counters(&rule.name, ports()),
                     existing_connections: ports().map(|port| existing.count(port) as u64).sum(),
                     reset_error: existing.reset_error().filter(|_| rule.reset_existing).map(str::to_owned),
+                    steering_error: ways::error(rule, &ways),
+                    ways,
                 }
             });
             Report {
@@ -418,7 +426,7 @@ impl Rules {
                 key_hash,
                 tunnel_port,
                 refused: None,
-                error: lock(&status).error.clone(),
+                error: status.error.clone(),
                 intercepts: intercepts.collect(),
             }
         })
@@ -430,6 +438,7 @@ impl Rules {
         let ports: BTreeSet<PortKey> = set.ports().map(|port| PortKey { port, protocol: Protocol::Tcp }).collect();
         let resetting = file.intercepts.iter().filter(|intercept| intercept.reset_existing);
         let reset = resetting.flat_map(|intercept| intercept.ports.iter().map(|port| port.port.get())).collect();
+        let ways = ways::of_ports(&file.intercepts, &Err(NO_INSERTION.to_owned()));
         let keys: BTreeSet<_> = file.intercepts.iter().map(|i| i.client.key_hash).collect();
         let before = self.shared.rules.swap(Arc::new(set));
         if let Err(error) = lock(&self.kernel).apply(&ports, &file.exempt) {
@@ -443,9 +452,14 @@ impl Rules {
         let named = |name: &str| file.intercepts.iter().any(|intercept| intercept.name == name);
         self.shared.wiretaps.keep_only(named);
         self.shared.metrics.keep_only(named, |port| ports.iter().any(|key| key.port == port));
+        for rule in &file.intercepts {
+            if let Some(error) = ways::error(rule, &ways::of_rule(rule, &ways)) {
+                tracing::warn!(intercept = rule.name, error, "not the way that is asked for");
+            }
+        }
         let mut status = lock(&self.status);
         status.generation += 1;
-        status.error = None;
+        (status.error, status.ways) = (None, ways);
         self.shared.metrics.rules_in_force(status.generation);
         tracing::info!(
             generation = status.generation,

@@ -24,4 +24,5 @@ mod limits;
 pub mod metrics;
 mod netlink;
 pub mod rules_file;
+mod ways;
 pub mod wiretap;
