@@ -21,7 +21,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
-use sluice_protocol::key::KeyHash;
+use sluice_protocol::{control::PortWay, key::KeyHash};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -62,6 +62,8 @@ pub(crate) struct RulesStatus {
     pub(crate) generation: u64,
     /// Why the newest version is not in force.
     pub(crate) error: Option<String>,
+    /// Which way each port is intercepted.
+    pub(crate) ways: Vec<PortWay>,
 }
 
 #[derive(Serialize)]

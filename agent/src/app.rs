@@ -5,7 +5,7 @@
 //! is cut.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     io,
     net::SocketAddr,
     sync::{
@@ -35,19 +35,20 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     admin::{Admin, RulesStatus},
-    config::{Config, Steering},
+    config::{self, Config},
     connection::{Shared, Steered},
     control::{Control, Settings},
     dialer::{AppDialer, is_own_source},
     existing::Existing,
     forwarded, gateway,
     hub::{Admission, Hub},
-    insertion::{Insertion, Position, hints::Hints},
+    insertion::{Insertion, Position},
     kernel::{Kernel, LoadError, LoadOptions, PortKey, Protocol},
     limits,
     metrics::Metrics,
     rules_file::{RulesFile, RulesFileError},
     socket::Socket,
+    ways,
     wiretap::Wiretaps,
 };
 
@@ -75,7 +76,7 @@ const LEAVING: Duration = Duration::from_millis(500);
 struct Rules {
     shared: Arc<Shared>,
     /// What is done about ports whose rules leave it open.
-    steering: Steering,
+    steering: config::Steering,
     insertion: Arc<Insertion>,
     kernel: Arc<Mutex<Kernel>>,
     existing: Arc<Mutex<Existing>>,
@@ -426,9 +427,11 @@ impl Rules {
             let mut existing = lock(&existing);
             existing.look();
             let assigned = lock(&assigned);
+            let status = lock(&status);
             let intercepts = assigned.intercepts.iter().map(|assigned| {
                 let rule = &assigned.rule;
                 let ports = || rule.ports.iter().map(|port| port.port.get());
+                let ways = ways::of_rule(rule, &status.ways);
                 Held {
                     uid: assigned.uid.clone(),
                     generation: assigned.generation,
@@ -437,6 +440,8 @@ impl Rules {
                     counters: shared.metrics.counters(&rule.name, ports()),
                     existing_connections: ports().map(|port| existing.count(port) as u64).sum(),
                     reset_error: existing.reset_error().filter(|_| rule.reset_existing).map(str::to_owned),
+                    steering_error: ways::error(rule, &ways),
+                    ways,
                 }
             });
             Report {
@@ -444,28 +449,10 @@ impl Rules {
                 key_hash,
                 tunnel_port,
                 refused: None,
-                error: lock(&status).error.clone(),
+                error: status.error.clone(),
                 intercepts: intercepts.collect(),
             }
         })
-    }
-
-    /// The ports that the agent is inserted at, and what the kernel has to know of their rules.
-    fn inserted(&self, set: &RuleSet) -> BTreeMap<u16, Hints> {
-        let mut inserted = BTreeMap::new();
-        if self.steering == Steering::Lookup {
-            return inserted;
-        }
-        for port in set.ports() {
-            let Some(rules) = set.port(port) else { continue };
-            if rules.all_tcp().is_some() || !rules.tcp_wiretaps().is_empty() {
-                continue;
-            }
-            if let Ok(hints) = Hints::new(rules.http().map(|rule| &rule.intercept)) {
-                inserted.insert(port, hints);
-            }
-        }
-        inserted
     }
 
     /// Brings `file` into force. The agent knows a rule before the kernel steers for it.
@@ -474,8 +461,8 @@ impl Rules {
         let ports: BTreeSet<PortKey> = set.ports().map(|port| PortKey { port, protocol: Protocol::Tcp }).collect();
         let resetting = file.intercepts.iter().filter(|intercept| intercept.reset_existing);
         let reset = resetting.flat_map(|intercept| intercept.ports.iter().map(|port| port.port.get())).collect();
+        let (ways, inserted) = ways::of_ports(&file.intercepts, self.steering, || self.insertion.available());
         let keys: BTreeSet<_> = file.intercepts.iter().map(|i| i.client.key_hash).collect();
-        let inserted = self.inserted(&set);
         let steered: BTreeSet<PortKey> =
             ports.iter().copied().filter(|key| !inserted.contains_key(&key.port)).collect();
         let before = self.shared.rules.swap(Arc::new(set));
@@ -493,9 +480,14 @@ impl Rules {
         let named = |name: &str| file.intercepts.iter().any(|intercept| intercept.name == name);
         self.shared.wiretaps.keep_only(named);
         self.shared.metrics.keep_only(named, |port| ports.iter().any(|key| key.port == port));
+        for rule in &file.intercepts {
+            if let Some(error) = ways::error(rule, &ways::of_rule(rule, &ways)) {
+                tracing::warn!(intercept = rule.name, error, "not the way that is asked for");
+            }
+        }
         let mut status = lock(&self.status);
         status.generation += 1;
-        status.error = None;
+        (status.error, status.ways) = (None, ways);
         self.shared.metrics.rules_in_force(status.generation);
         tracing::info!(
             generation = status.generation,

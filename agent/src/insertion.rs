@@ -94,6 +94,11 @@ impl Insertion {
         Ok(held.insert(programs).clone())
     }
 
+    /// Whether insertion works here, or why it does not.
+    pub(crate) fn available(&self) -> Result<(), String> {
+        self.load().map(drop).map_err(|error| format!("{:#}", anyhow::Error::from(error)))
+    }
+
     /// The programs, where they are loaded.
     pub(crate) fn loaded(&self) -> Option<SharedPrograms> {
         self.programs.lock().unwrap_or_else(PoisonError::into_inner).clone()

@@ -25,4 +25,5 @@ pub mod metrics;
 mod netlink;
 pub mod rules_file;
 mod socket;
+mod ways;
 pub mod wiretap;

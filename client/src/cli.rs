@@ -108,6 +108,7 @@ pub(crate) struct Key {
 mod tests {
     use clap::CommandFactory as _;
     use clap::error::ErrorKind;
+    use sluice_protocol::rules::Steering;
 
     use super::*;
 
@@ -138,6 +139,7 @@ mod tests {
     fn a_full_intercept_is_understood() {
         let line = "sluice intercept add web --workload sts/db --service s --port 1:http --port 2 --header X-User=a=b \
                     --header x-team~=a.* --path-prefix /v1 --method GET -n demo --context c --on-unavailable reject --ttl 2h \
+                    --steering insertion \
                     --to host --detach --timeout 1m30s -o json";
         let Command::Intercept(Intercept::Add(add)) =
             parse(&line.split_whitespace().collect::<Vec<_>>().join(" ")).unwrap().command
@@ -151,11 +153,13 @@ mod tests {
         assert_eq!(matches["method"], "GET");
         assert_eq!(add.timeout.as_secs(), 90);
         assert_eq!(add.output, Output::Json);
+        assert_eq!(Steering::from(add.steering), Steering::Insertion);
         assert!(add.detach && !add.in_background);
         let Command::Intercept(Intercept::Add(add)) = parse("sluice intercept add web -p 80").unwrap().command else {
             panic!("not `intercept add`")
         };
         assert!(add.conditions.matches().is_empty());
+        assert_eq!(Steering::from(add.steering), Steering::Auto);
     }
 
     #[test]
@@ -177,6 +181,7 @@ mod tests {
             ("sluice intercept add web -p 80 --path /v1 --path-prefix /v2", "--path-prefix"),
             ("sluice intercept add web -p 80 --workload job/x", "is no kind that can be intercepted"),
             ("sluice intercept add web -p 80 --ttl 30s", "the shortest time to live is 1m"),
+            ("sluice intercept add web -p 80 --steering tc", "--steering <WAY>"),
             ("sluice intercept add web -p 80 --timeout 30", "give a number and a unit"),
             ("sluice intercept list -A -n demo", "--namespace"),
         ] {

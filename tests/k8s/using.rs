@@ -38,6 +38,7 @@ fn ensure_whole(view: &Value) -> Result<()> {
         "mode",
         "includeProbes",
         "resetExisting",
+        "steering",
         "onUnavailable",
         "podsReady",
         "podsTotal",
@@ -50,7 +51,10 @@ fn ensure_whole(view: &Value) -> Result<()> {
     ensure_keys(&view["ports"][0], &["identifier", "containerPort", "destination"])?;
     ensure_keys(&view["match"], &["headers", "path", "method"])?;
     ensure_keys(&view["match"]["headers"][0], &["type", "name", "value"])?;
-    ensure_keys(&view["pods"][0], &["name", "node", "programmed", "connected", "existingConnections", "counters"])?;
+    ensure_keys(
+        &view["pods"][0],
+        &["name", "node", "programmed", "connected", "existingConnections", "ways", "counters"],
+    )?;
     let counters = ["steered", "matched", "taken", "passedThrough", "rejected", "copied", "lost"];
     ensure_keys(&view["pods"][0]["counters"], &counters)
 }

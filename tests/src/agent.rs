@@ -69,6 +69,19 @@ pub struct RulesStatus {
     pub generation: u64,
     /// Why the newest version is not in force.
     pub error: Option<String>,
+    /// Which way each port is intercepted.
+    pub ways: Vec<PortWay>,
+}
+
+/// Which way a port is intercepted.
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+pub struct PortWay {
+    /// Its number.
+    pub port: u16,
+    /// `insertion` or `lookup`.
+    pub way: String,
+    /// Why it is this one.
+    pub why: Option<String>,
 }
 
 /// What the kernel holds.

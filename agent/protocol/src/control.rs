@@ -7,7 +7,7 @@
 //! Safe edits: new optional fields (unknown ones are ignored, missing ones have defaults). Anything else needs a new
 //! [`PATH`], served beside the old one for as long as pods that were injected with it may live.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -103,6 +103,38 @@ pub struct Held {
     /// Why they were not reset although it asks for that; in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reset_error: Option<String>,
+    /// Which way each of its ports is intercepted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ways: Vec<PortWay>,
+    /// Why it is not the one that it asks for; in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steering_error: Option<String>,
+}
+
+/// Which way a port is intercepted.
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PortWay {
+    /// The port's number.
+    #[cfg_attr(feature = "schema", schemars(schema_with = "port"))]
+    pub port: u16,
+    /// The way.
+    pub way: Way,
+    /// Why it is this one, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+}
+
+/// How requests to a port come to the agent.
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Way {
+    /// Callers keep talking to the app, and the agent joins a connection only when a request may match.
+    Insertion,
+    /// All connections to the port pass through the agent.
+    Lookup,
 }
 
 /// What an agent has counted for one intercept since it holds it.
@@ -161,10 +193,35 @@ pub fn line<T: Serialize>(value: &T) -> Bytes {
     line.into()
 }
 
+#[cfg(feature = "schema")]
+fn port(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({"type": "integer", "format": "int32", "minimum": 1, "maximum": 65535})
+}
+
 /// Kubernetes warns of every format that it does not know, `uint64` among them.
 #[cfg(feature = "schema")]
 fn count(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schemars::json_schema!({"type": "integer", "format": "int64", "minimum": 0})
+}
+
+// === impl PortWay ===
+
+impl fmt::Display for PortWay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "port {}: {}", self.port, self.way)?;
+        self.why.as_ref().map_or(Ok(()), |why| write!(f, " ({why})"))
+    }
+}
+
+// === impl Way ===
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Insertion => "insertion",
+            Self::Lookup => "lookup",
+        })
+    }
 }
 
 // === impl Lines ===
@@ -242,5 +299,25 @@ mod tests {
         json.as_object_mut().unwrap().remove("error");
         let expected = Report { error: None, ..serde_json::from_value(json.clone()).unwrap() };
         assert_eq!(serde_json::from_value::<Report>(json).unwrap(), expected);
+    }
+
+    #[test]
+    fn ways_are_told_and_lacking_in_older_reports() {
+        let old = serde_json::json!({"uid": "u", "generation": 1, "programmed": true, "connected": true});
+        let mut held: Held = serde_json::from_value(old).unwrap();
+        assert_eq!((&held.ways[..], &held.steering_error), (&[][..], &None));
+        held.ways = vec![
+            PortWay { port: 80, way: Way::Lookup, why: Some("all TCP".to_owned()) },
+            PortWay { port: 81, way: Way::Insertion, why: None },
+        ];
+        let json = serde_json::to_value(&held).unwrap();
+        let expected = [r#"{"port":80,"way":"lookup","why":"all TCP"}"#, r#"{"port":81,"way":"insertion"}"#];
+        assert_eq!(
+            json["ways"],
+            serde_json::from_str::<serde_json::Value>(&format!("[{}]", expected.join(","))).unwrap()
+        );
+        assert_eq!(serde_json::from_value::<Held>(json).unwrap(), held);
+        let words: Vec<_> = held.ways.iter().map(PortWay::to_string).collect();
+        assert_eq!(words, ["port 80: lookup (all TCP)", "port 81: insertion"]);
     }
 }

@@ -68,6 +68,17 @@ pub enum RulesError {
         /// Its line, from 1.
         line: u64,
     },
+    /// An agent joins a connection for the sake of requests, and all TCP has none.
+    #[error(
+        "line {line}: intercept {name:?} is for all TCP connections, and insertion needs HTTP conditions: add a `match`, or \
+         leave out `steering`"
+    )]
+    InsertionWithoutConditions {
+        /// The intercept.
+        name: String,
+        /// Its line, from 1.
+        line: u64,
+    },
     /// Larger than [`MAX_FILE_BYTES`].
     #[error("{bytes} bytes: a rules file has at most {MAX_FILE_BYTES}")]
     TooLarge {
@@ -117,6 +128,11 @@ pub struct Intercept {
     /// stay with the app otherwise.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub reset_existing: bool,
+    /// Which way its ports are intercepted: by `insertion` callers keep talking to the app, and the agent joins a connection
+    /// only when a request may match; by `lookup` all connections to the ports pass through the agent. With `auto` the agent
+    /// chooses for each port.
+    #[serde(default, skip_serializing_if = "Steering::is_auto")]
+    pub steering: Steering,
     /// To whom it goes.
     pub client: Client,
 }
@@ -188,6 +204,20 @@ pub enum OnUnavailable {
     Reject,
 }
 
+/// Which way an intercept's ports are intercepted.
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Steering {
+    /// The agent chooses, for each port.
+    #[default]
+    Auto,
+    /// Callers keep talking to the app, and the agent joins a connection only when a request may match.
+    Insertion,
+    /// All connections to the ports pass through the agent.
+    Lookup,
+}
+
 /// The client that an intercept's traffic goes to.
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(transform = schema::open))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -255,6 +285,16 @@ impl Mode {
     }
 }
 
+// === impl Steering ===
+
+impl Steering {
+    /// Whether it is the default one.
+    #[must_use]
+    pub fn is_auto(&self) -> bool {
+        *self == Self::Auto
+    }
+}
+
 fn check(intercept: &Intercept, line: u64, names: &mut BTreeMap<String, u64>) -> Result<(), RulesError> {
     let name = intercept.name.clone();
     if let Some(&first) = names.get(&name) {
@@ -266,6 +306,9 @@ fn check(intercept: &Intercept, line: u64, names: &mut BTreeMap<String, u64>) ->
     }
     if intercept.mode == Mode::Wiretap && intercept.on_unavailable == OnUnavailable::Reject {
         return Err(RulesError::WiretapRejects { name, line });
+    }
+    if intercept.steering == Steering::Insertion && intercept.matches.is_empty() {
+        return Err(RulesError::InsertionWithoutConditions { name, line });
     }
     match intercept.ports.iter().find(|p| p.protocol == Protocol::Udp) {
         Some(udp) => Err(RulesError::Udp { name, port: udp.port.get(), line }),

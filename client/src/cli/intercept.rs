@@ -88,6 +88,11 @@ pub(crate) struct Add {
     #[arg(long)]
     pub(crate) reset_existing: bool,
 
+    /// Which way the ports are intercepted. insertion: callers keep talking to the app, and the agent joins a connection
+    /// only when a request may match; lookup: all connections to the port pass through the agent; auto: the agent chooses.
+    #[arg(long, value_name = "WAY", value_enum, default_value_t)]
+    pub(crate) steering: Steering,
+
     /// Remove the intercept by itself after this long, such as 2h or 90m [default: when this command ends].
     #[arg(long, value_name = "DURATION", value_parser = parse::ttl)]
     pub(crate) ttl: Option<kube::core::Duration>,
@@ -175,6 +180,18 @@ pub(crate) enum Unavailable {
     Reject,
 }
 
+/// `--steering`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Steering {
+    /// The agent chooses for each port; `sluice status` tells which way and why.
+    #[default]
+    Auto,
+    /// Callers keep talking to the app, and the agent joins a connection only when a request may match.
+    Insertion,
+    /// All connections to the port pass through the agent.
+    Lookup,
+}
+
 /// Options of `sluice intercept list`.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct List {
@@ -243,6 +260,18 @@ impl From<Unavailable> for OnUnavailable {
         match unavailable {
             Unavailable::PassThrough => Self::PassThrough,
             Unavailable::Reject => Self::Reject,
+        }
+    }
+}
+
+// === impl Steering ===
+
+impl From<Steering> for rules::Steering {
+    fn from(steering: Steering) -> Self {
+        match steering {
+            Steering::Auto => Self::Auto,
+            Steering::Insertion => Self::Insertion,
+            Steering::Lookup => Self::Lookup,
         }
     }
 }

@@ -158,6 +158,7 @@ fn probe() -> anyhow::Result<Intercept> {
         on_unavailable: Default::default(),
         include_probes: false,
         reset_existing: false,
+        steering: Default::default(),
         client: Client { key_hash: Identity::generate()?.hash() },
         owner: None,
         ttl: None,

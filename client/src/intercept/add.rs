@@ -157,6 +157,7 @@ fn intercept(options: &cli::Add, workload: &Workload, resolved: &[Resolved], ide
         on_unavailable: options.on_unavailable.into(),
         include_probes: options.conditions.include_probes,
         reset_existing: options.reset_existing,
+        steering: options.steering.into(),
         client: Client { key_hash: identity.hash() },
         owner: None,
         ttl: options.ttl,

@@ -14,6 +14,7 @@ use serde::Serialize;
 use sluice_api::Counters;
 use sluice_api::Intercept;
 use sluice_api::InterceptSpec;
+use sluice_api::PortWay;
 use sluice_api::Target;
 use sluice_api::status::condition;
 use sluice_protocol::rules::Match;
@@ -21,6 +22,7 @@ use sluice_protocol::rules::MatchType;
 use sluice_protocol::rules::Mode;
 use sluice_protocol::rules::OnUnavailable;
 use sluice_protocol::rules::PathMatchType;
+use sluice_protocol::rules::Steering;
 
 use crate::cli::Output;
 
@@ -50,6 +52,7 @@ pub(crate) struct View {
     on_unavailable: OnUnavailable,
     include_probes: bool,
     reset_existing: bool,
+    steering: Steering,
     pods_ready: usize,
     pods_total: usize,
     pods: Vec<Pod>,
@@ -104,6 +107,9 @@ struct Pod {
     /// Open since before the agent took the ports, and so not taken.
     #[serde(skip_serializing_if = "Option::is_none")]
     existing_connections: Option<u64>,
+    /// Which way its agent intercepts each port.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    ways: Vec<PortWay>,
     #[serde(skip_serializing_if = "Option::is_none")]
     counters: Option<Counters>,
 }
@@ -143,6 +149,7 @@ impl View {
             on_unavailable: intercept.spec.on_unavailable,
             include_probes: intercept.spec.include_probes,
             reset_existing: intercept.spec.reset_existing,
+            steering: intercept.spec.steering,
             pods_ready,
             pods_total,
             pods: status.pods.into_iter().map(Pod::from).collect(),
@@ -172,7 +179,7 @@ impl View {
         self.pods.len() > 1
     }
 
-    /// A table of the pods with what was counted.
+    /// A table of the pods with what was counted, and which way each port is intercepted there.
     pub(crate) fn pods(&self) -> String {
         let mut text = String::new();
         for pod in &self.pods {
@@ -196,6 +203,9 @@ impl View {
                 let _ = write!(text, ", {existing} from before");
             }
             let _ = if pod.reason.is_empty() { writeln!(text) } else { writeln!(text, ": {}", pod.reason) };
+            for way in &pod.ways {
+                let _ = writeln!(text, "    {way}");
+            }
         }
         text
     }
@@ -302,10 +312,11 @@ impl From<sluice_api::PodStatus> for Pod {
             connected,
             reason,
             existing_connections,
+            ways,
             counters,
             ..
         } = pod;
-        Self { uid, name, node, programmed, connected, way: None, reason, existing_connections, counters }
+        Self { uid, name, node, programmed, connected, way: None, reason, existing_connections, ways, counters }
     }
 }
 

@@ -17,4 +17,5 @@ mod streams;
 mod strict;
 mod traffic;
 mod turns;
+mod ways;
 mod wiretaps;

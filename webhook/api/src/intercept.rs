@@ -11,7 +11,7 @@ use std::{fmt, num::NonZeroU16};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use sluice_protocol::rules::{Client, Match, Mode, OnUnavailable, Protocol};
+use sluice_protocol::rules::{Client, Match, Mode, OnUnavailable, Protocol, Steering};
 
 use crate::status::InterceptStatus;
 
@@ -63,7 +63,13 @@ pub const MAX_PORTS: usize = 16;
         .field_path(".owner"),
     validation = Rule::new("self.mode != 'Wiretap' || self.onUnavailable != 'Reject'")
         .message("a wiretap rejects nothing: leave onUnavailable out, since the app answers")
-        .field_path(".onUnavailable")
+        .field_path(".onUnavailable"),
+    validation = Rule::new(
+        "self.steering != 'insertion' || has(self.match) && (has(self.match.path) || has(self.match.method) \
+         || has(self.match.headers) && self.match.headers.size() > 0 || has(self.match.baggage) && self.match.baggage.size() > 0)"
+    )
+        .message("insertion needs HTTP conditions: add a match, or leave steering out")
+        .field_path(".steering")
 )]
 pub struct InterceptSpec {
     /// Whose pods.
@@ -100,6 +106,12 @@ pub struct InterceptSpec {
     /// stay with the app otherwise.
     #[serde(default)]
     pub reset_existing: bool,
+
+    /// Which way its ports are intercepted: by `insertion` callers keep talking to the app, and the agent joins a connection
+    /// only when a request may match; by `lookup` all connections to the ports pass through the agent. With `auto` the agent
+    /// chooses for each port.
+    #[serde(default)]
+    pub steering: Steering,
 
     /// The client that it goes to.
     #[x_kube(validation = Rule::new("self == oldSelf").message("the client's key cannot be changed: delete the Intercept and create another"))]

@@ -29,4 +29,4 @@ pub mod status;
 #[cfg(feature = "resource")]
 pub use intercept::{Intercept, InterceptPort, InterceptSpec, PortRef, Target, TargetKind};
 #[cfg(feature = "resource")]
-pub use status::{Counters, InterceptStatus, PodStatus};
+pub use status::{Counters, InterceptStatus, PodStatus, PortWay};

@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-pub use sluice_protocol::control::Counters;
+pub use sluice_protocol::control::{Counters, PortWay};
 use sluice_protocol::key::KeyHash;
 
 /// Most pods that are listed one by one; `podsReady` counts them all.
@@ -86,6 +86,10 @@ pub struct PodStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "optional_count")]
     pub existing_connections: Option<u64>,
+    /// Which way each of its ports is intercepted there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub ways: Vec<PortWay>,
     /// What the agent has counted for this Intercept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counters: Option<Counters>,

@@ -228,6 +228,7 @@ fn rule<'a>(intercept: &'a Intercept, pod: &PodFacts) -> Result<rules::Intercept
         on_unavailable: intercept.spec.on_unavailable,
         include_probes: intercept.spec.include_probes,
         reset_existing: intercept.spec.reset_existing,
+        steering: intercept.spec.steering,
         client: intercept.spec.client,
     })
 }
@@ -331,7 +332,7 @@ fn pod_status(intercept: &Intercept, pod: &PodFacts, heard: Option<&Heard>) -> P
         }
         _ if !programmed => "its agent has not taken the rule yet".to_owned(),
         _ if !connected => "the client is not connected to it".to_owned(),
-        _ => current.and_then(|held| held.reset_error.clone()).unwrap_or_default(),
+        _ => current.map(unmet).unwrap_or_default(),
     };
     let reachable = report.filter(|report| report.refused.is_none() && !pod.ip.is_empty());
     PodStatus {
@@ -344,8 +345,15 @@ fn pod_status(intercept: &Intercept, pod: &PodFacts, heard: Option<&Heard>) -> P
         connected,
         reason,
         existing_connections: held.map(|held| held.existing_connections),
+        ways: held.map(|held| held.ways.clone()).unwrap_or_default(),
         counters: held.map(|held| held.counters),
     }
+}
+
+/// What it asks for and does not get although it is in force.
+fn unmet(held: &Held) -> String {
+    let errors: Vec<_> = [&held.reset_error, &held.steering_error].into_iter().flatten().map(String::as_str).collect();
+    errors.join("; ")
 }
 
 fn address(ip: &str, port: u16) -> String {

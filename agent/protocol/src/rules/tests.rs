@@ -67,6 +67,22 @@ fn reads_yaml_and_json_alike() {
 }
 
 #[test]
+fn the_way_is_asked_for_in_a_word_and_left_out_where_the_agent_chooses() {
+    let get = "match: {method: GET}";
+    for (way, steering) in [("auto", Steering::Auto), ("insertion", Steering::Insertion), ("lookup", Steering::Lookup)]
+    {
+        let file = RuleFile::parse(&file(&[("a", &format!("steering: {way}\n{get}"))])).unwrap();
+        assert_eq!(file.intercepts[0].steering, steering);
+        let json = serde_json::to_value(&file).unwrap();
+        // Agents from before it know no such field.
+        assert_eq!(json["intercepts"][0].get("steering"), (way != "auto").then_some(&way.into()));
+        assert_eq!(RuleFile::parse(&json.to_string()).unwrap(), file);
+    }
+    assert_eq!(RuleFile::parse(&file(&[("a", get)])).unwrap().intercepts[0].steering, Steering::Auto);
+    assert_eq!(RuleFile::parse(&file(&[("a", "steering: lookup")])).unwrap().intercepts[0].steering, Steering::Lookup);
+}
+
+#[test]
 fn what_cannot_be_used_is_refused_with_its_line_and_reason() {
     let at = |rest: &str| refused(&file(&[("good", ""), ("bad", rest)]));
     for (rest, line, reason) in [
@@ -88,6 +104,9 @@ fn what_cannot_be_used_is_refused_with_its_line_and_reason() {
         ("match: {baggage: [{name: a, value: c, type: RegularExpression}]}", "line 8", "type"),
         ("mode: Peek", "line 8", "Peek"),
         ("mode: Wiretap\nonUnavailable: Reject", "line 5", "leave out `onUnavailable`"),
+        ("steering: Insertion", "line 8", "Insertion"),
+        ("steering: insertion", "line 5", "insertion needs HTTP conditions: add a `match`"),
+        ("steering: insertion\nmatch: {}\nmode: Wiretap", "line 5", "or leave out `steering`"),
         ("match: {headers: [{name: \"x user\", value: a}]}", "line 8", "header name"),
         ("match: {headers: [{name: x, value: \" a\"}]}", "line 8", "can never arrive"),
         ("match: {path: {value: v1}}", "line 8", "must begin with /"),

@@ -91,6 +91,7 @@ fn the_json_form_is_stable() {
         "onUnavailable": "PassThrough",
         "includeProbes": false,
         "resetExisting": false,
+        "steering": "auto",
         "podsReady": 0,
         "podsTotal": 1,
         "pods": [{
@@ -116,6 +117,19 @@ fn a12_connections_from_before_are_told_with_what_ends_them() {
     assert!(text.contains("Not taken     3 connections from before\n"), "{text}");
     let none = View::of(&intercept(&json!({}), &json!({"pods": [pod("web-3", 0)]}))).to_string();
     assert!(!none.contains("from before"), "{none}");
+}
+
+#[test]
+fn the_way_of_each_port_is_told_for_each_pod() {
+    let ways = json!([{"port": 8080, "way": "lookup", "why": "all TCP"}, {"port": 9000, "way": "insertion"}]);
+    let pod = json!({"uid": "u", "name": "web-1", "programmed": true, "connected": true, "ways": ways});
+    let mut asked = intercept(&json!({"method": "GET"}), &json!({"pods": [pod]}));
+    asked.spec.steering = Steering::Insertion;
+    let view = View::of(&asked);
+    let told = "pod web-1: programmed, connected\n    port 8080: lookup (all TCP)\n    port 9000: insertion\n";
+    assert!(view.pods().ends_with(told), "{}", view.pods());
+    let json = serde_json::to_value(&view).unwrap();
+    assert_eq!((&json["steering"], &json["pods"][0]["ways"]), (&json!("insertion"), &ways));
 }
 
 #[test]

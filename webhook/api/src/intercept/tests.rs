@@ -25,6 +25,7 @@ fn intercept(change: impl FnOnce(&mut Value)) -> Value {
             "onUnavailable": "PassThrough",
             "includeProbes": false,
             "resetExisting": false,
+            "steering": "auto",
             "client": {"keyHash": KEY},
         },
     });
@@ -100,6 +101,38 @@ fn a_path_begins_with_a_slash() {
 }
 
 #[test]
+fn insertion_needs_a_condition() {
+    for matches in [json!(null), json!({}), json!({"headers": [], "baggage": []})] {
+        let spec = |steering: &str| {
+            intercept(|s| {
+                s["steering"] = json!(steering);
+                if !matches.is_null() {
+                    s["match"] = matches.clone();
+                }
+            })
+        };
+        refused(&spec("insertion"), None, "insertion needs HTTP conditions: add a match, or leave steering out");
+        accepted(&spec("lookup"), None);
+        accepted(&spec("auto"), None);
+        let mut tap = spec("insertion");
+        tap["spec"]["mode"] = json!("Wiretap");
+        refused(&tap, None, "insertion needs HTTP conditions");
+    }
+    for matches in [
+        json!({"headers": [{"type": "Exact", "name": "x-user", "value": "adam"}]}),
+        json!({"baggage": [{"name": "sluice", "value": "adam"}]}),
+        json!({"path": {"type": "PathPrefix", "value": "/v1"}}),
+        json!({"method": "GET"}),
+    ] {
+        accepted(&intercept(|s| (s["steering"], s["match"]) = (json!("insertion"), matches)), None);
+    }
+    assert_eq!(
+        schema()["properties"]["spec"]["properties"]["steering"]["enum"],
+        json!(["auto", "insertion", "lookup"])
+    );
+}
+
+#[test]
 fn a_life_is_not_shorter_than_a_minute() {
     refused(&intercept(|s| s["ttl"] = json!("59s")), None, "1m");
 }
@@ -113,6 +146,7 @@ fn what_may_change_changes() {
         s["ports"] = json!([{"port": 9090, "protocol": "TCP"}]);
         s["match"] = json!({"headers": [{"type": "Exact", "name": "x-user", "value": "adam"}]});
         s["onUnavailable"] = json!("Reject");
+        s["steering"] = json!("insertion");
         s["ttl"] = json!("2h");
     });
     accepted(&new, Some(&old));

@@ -1,5 +1,8 @@
 use serde_json::json;
-use sluice_protocol::{control::Held, key::Identity};
+use sluice_protocol::{
+    control::{Held, PortWay, Way},
+    key::Identity,
+};
 
 use super::*;
 
@@ -48,6 +51,8 @@ fn heard(pod: &str, intercept: &Intercept, programmed: bool, connected: bool) ->
         counters: sluice_protocol::control::Counters::default(),
         existing_connections: 3,
         reset_error: None,
+        ways: Vec::new(),
+        steering_error: None,
     };
     let report = Report {
         version: "1".to_owned(),
@@ -131,6 +136,25 @@ fn a12_connections_from_before_are_told_for_each_pod() {
     let pods = &plan.status["uid-mine"].pods;
     assert_eq!(pods.iter().map(|pod| pod.existing_connections).collect::<Vec<_>>(), [Some(3), None]);
     assert!(pods[0].reason.contains("CONFIG_INET_DIAG_DESTROY"), "{}", pods[0].reason);
+}
+
+#[test]
+fn the_way_is_passed_on_and_told_for_each_pod() {
+    let mut mine = intercept("mine", 0, Some("ann"), &numbered());
+    mine.spec.steering = rules::Steering::Insertion;
+    let (pod_uid, said) = heard("a", &mine, true, true);
+    let mut report = Report::clone(&said.report);
+    let way = PortWay { port: 8080, way: Way::Lookup, why: Some("it cannot".to_owned()) };
+    report.intercepts[0].ways = vec![way.clone()];
+    report.intercepts[0].steering_error = Some("no insertion on port 8080".to_owned());
+    report.intercepts[0].reset_error = Some("no CONFIG_INET_DIAG_DESTROY".to_owned());
+    let said = (pod_uid, Heard::new(report));
+    let plan = look(&[&mine], &[pod("a"), pod("silent")], &[said], false, at(1));
+    assert_eq!(plan.rules["uid-a"][0].rule.steering, rules::Steering::Insertion);
+    let pods = &plan.status["uid-mine"].pods;
+    assert_eq!((&pods[0].ways, &pods[1].ways), (&vec![way], &Vec::new()));
+    assert!(pods[0].programmed, "it is in force all the same");
+    assert_eq!(pods[0].reason, "no CONFIG_INET_DIAG_DESTROY; no insertion on port 8080");
 }
 
 #[test]
