@@ -368,7 +368,9 @@ impl Programs {
         let facing = |kind| Local::new(kind, port, 0, 0, true, [0; 2]);
         self.locals.insert(u32::from(caller), facing(LOCAL_FACING_CALLER), 0).map_err(locals)?;
         self.locals.insert(u32::from(app), facing(LOCAL_FACING_APP), 0).map_err(locals)?;
-        let local = Local::new(LOCAL_PORT, port, caller, app, true, hints.bitmap());
+        let mut local = Local::new(LOCAL_PORT, port, caller, app, true, hints.bitmap());
+        // What has been found out stays so.
+        local.deferred = self.locals.get(&u32::from(port), 0).map_or(0, |held| held.deferred);
         self.locals.insert(u32::from(port), local, 0).map_err(locals)?;
         let before = std::mem::replace(&mut held.hints, hints.clone());
         held.active = true;

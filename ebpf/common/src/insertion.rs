@@ -198,7 +198,9 @@ pub struct Local {
     pub facing_app: u16,
     /// 1 where requests are looked at; 0 while the last flows of a port end.
     pub active: u16,
-    pad: u32,
+    /// 1 where the app's socket is not there until its caller has sent data (`TCP_DEFER_ACCEPT`), which is found out with
+    /// the first connection: nothing can be held then, and new ones are steered.
+    pub deferred: u32,
     /// A bit for each hash of a name in [`NAMES_MAP`], by its lowest 7 bits.
     pub bitmap: [u64; 2],
 }
@@ -376,7 +378,7 @@ impl Local {
         active: bool,
         bitmap: [u64; 2],
     ) -> Self {
-        Self { kind, port, facing_caller, facing_app, active: active as u16, pad: 0, bitmap }
+        Self { kind, port, facing_caller, facing_app, active: active as u16, deferred: 0, bitmap }
     }
 }
 

@@ -86,7 +86,7 @@ fn sluice_ingress(ctx: TcContext) -> i32 {
     };
     let Some(scratch) = maps::scratch() else { return PASS };
     if packet.flags & (SYN | ACK) == SYN {
-        return begins(&packet, &key, local, scratch);
+        return begins(skb, &packet, &key, local, scratch);
     }
     let flow = match flow(&key) {
         Some(flow) => flow,
@@ -113,8 +113,10 @@ fn sluice_ingress(ctx: TcContext) -> i32 {
 
 /// A SYN: a flow begins.
 #[inline(always)]
-fn begins(packet: &Packet, key: &FlowKey, local: &Local, scratch: &mut Scratch) -> i32 {
-    if local.active == 0 {
+fn begins(skb: *mut __sk_buff, packet: &Packet, key: &FlowKey, local: &Local, scratch: &mut Scratch) -> i32 {
+    // What is deferred cannot be held.
+    if local.active == 0 || local.deferred != 0 {
+        let _ = FLOWS.remove(key);
         return PASS;
     }
     let exempt = maps::is_exempt(packet.source, packet.v6);
@@ -124,6 +126,12 @@ fn begins(packet: &Packet, key: &FlowKey, local: &Local, scratch: &mut Scratch) 
     new.held_since = maps::now();
     if FLOWS.insert(key, &new, 0).is_err() {
         count(FlowCounter::Full, 1);
+        return PASS;
+    }
+    // Behind the flow's creation, as the lookup asks `sluice_spare` too.
+    if socket_state(skb, packet).is_none() {
+        // Where nobody listens at this address the agent can reach the app at another.
+        let _ = FLOWS.remove(key);
         return PASS;
     }
     if !exempt {
@@ -356,7 +364,13 @@ fn scanned(
         Act::Copy(packet.seq)
     });
     let act = match act {
-        Act::Copy(_) => reachable(skb, packet, flow, from),
+        Act::Copy(_) => match reachable(skb, packet, flow, from) {
+            Act::Pass => {
+                maps::defer(key.port);
+                Act::Pass
+            }
+            act => act,
+        },
         act => act,
     };
     if let Act::Copy(from) = act {
@@ -420,7 +434,7 @@ fn reachable(skb: *mut __sk_buff, packet: &Packet, flow: &mut Flow, from: u32) -
             return Act::Drop;
         }
         if flow.flags & abi::FLAG_SHAKEN != 0 {
-            // The handshake is over but for the kernel, which waits for data before it makes a socket (TCP_DEFER_ACCEPT).
+            // The handshake is over but for the kernel, which waits for data before it makes a socket.
             release(flow);
             return Act::Pass;
         }

@@ -100,6 +100,16 @@ pub(crate) fn local(port: u16) -> Option<&'static Local> {
     unsafe { LOCALS.get(&(port as u32)) }
 }
 
+/// Notes that the app's connections to a port are not there until data has come.
+#[inline(always)]
+#[expect(unsafe_code, reason = "map values are shared with user space")]
+pub(crate) fn defer(port: u16) {
+    if let Some(local) = LOCALS.get_ptr_mut(&(port as u32)) {
+        // SAFETY: one aligned word of a value that stays readable while the program runs.
+        unsafe { (*local).deferred = 1 };
+    }
+}
+
 /// Whether connections from this address are never looked at.
 #[inline(always)]
 pub(crate) fn is_exempt(address: AddressWords, v6: bool) -> bool {
