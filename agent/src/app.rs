@@ -48,6 +48,7 @@ use crate::{
     metrics::Metrics,
     rules_file::{RulesFile, RulesFileError},
     socket::Socket,
+    supervise::Supervisor,
     ways,
     wiretap::Wiretaps,
 };
@@ -105,12 +106,12 @@ struct Stop {
     interrupt: Signal,
 }
 
-/// Runs the agent until SIGTERM or SIGINT.
+/// Runs the agent until SIGTERM or SIGINT. `supervisor`: the parent process, where there is one.
 ///
 /// # Errors
 /// What could not be started; [`StartError`] among the causes where it is one of those. In a pod, where the kernel or
 /// the privileges are no reason to end: the controller is told, and the app goes on without being intercepted.
-pub async fn run(config: Config) -> anyhow::Result<()> {
+pub async fn run(config: Config, supervisor: Option<Supervisor>) -> anyhow::Result<()> {
     // First of all, so that a signal at any moment ends in an orderly way.
     let mut stop = Stop::new()?;
     limits::raise_open_files();
@@ -161,8 +162,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let forwarded = forwarded_listener(tunnel_address).await;
 
     let (services, connections, cut) = (TaskTracker::new(), TaskTracker::new(), CancellationToken::new());
-    let insertion =
-        Arc::new(Insertion::new(spare_listeners, shared.clone(), services.clone(), connections.clone(), cut.clone()));
+    let insertion = Arc::new(Insertion::new(
+        spare_listeners,
+        supervisor,
+        shared.clone(),
+        services.clone(),
+        connections.clone(),
+        cut.clone(),
+    ));
     let rules = Rules {
         shared: shared.clone(),
         steering: config.steering,
@@ -236,6 +243,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     cut.cancel();
     connections.wait().await;
+    rules.insertion.end_shifted();
     shared.wiretaps.stop().await;
     let bye = CloseCode::AgentStopping;
     tunnel.close(bye.code(), bye.to_string().as_bytes());

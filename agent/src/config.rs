@@ -67,6 +67,11 @@ pub struct Config {
     #[arg(long, value_name = "WAY", default_value = "lookup", env = "SLUICE_STEERING")]
     pub steering: Steering,
 
+    /// Run as two processes: a parent that keeps what connections depend on, and the agent proper, which is started again
+    /// when it dies
+    #[arg(long)]
+    pub supervised: bool,
+
     /// Let the kernel program report each decision into the log
     #[arg(long)]
     pub kernel_log: bool,

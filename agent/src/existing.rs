@@ -10,6 +10,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
@@ -52,6 +53,16 @@ struct Before {
     since: Instant,
     connections: BTreeSet<u64>,
     unclear: BTreeSet<u64>,
+}
+
+/// Resets the connection of one caller to a port, if it is there.
+pub(crate) fn reset(port: u16, caller: SocketAddr) -> io::Result<()> {
+    for socket in
+        sockets(port)?.iter().filter(|socket| socket.peer == caller.ip() && socket.peer_port() == caller.port())
+    {
+        socket.destroy()?;
+    }
+    Ok(())
 }
 
 // === impl Existing ===

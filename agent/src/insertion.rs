@@ -25,14 +25,16 @@ use std::{
 
 use aya::maps::MapError;
 use ipnet::IpNet;
+use sluice_ebpf_common::insertion::State;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::hints::Hints;
 pub use sluice_ebpf_common::insertion::Outcome;
 
+pub(crate) use self::programs::WITH_LOCK;
 pub use self::programs::{FlowCounters, Programs, ProgramsError};
 pub(crate) use self::returning::Inserted;
-use crate::{connection::Shared, http1::head::RequestKind, kernel::Listeners};
+use crate::{connection::Shared, existing, http1::head::RequestKind, kernel::Listeners, supervise::Supervisor};
 
 /// The programs, shared by those who change flows.
 pub(crate) type SharedPrograms = Arc<Mutex<Programs>>;
@@ -53,6 +55,7 @@ pub(crate) struct Position {
 /// Live insertion as a whole: loads the programs when they are first wanted, and serves what they hold.
 pub(crate) struct Insertion {
     listeners: Listeners,
+    supervisor: Mutex<Option<Supervisor>>,
     shared: Arc<Shared>,
     services: TaskTracker,
     connections: TaskTracker,
@@ -66,12 +69,14 @@ impl Insertion {
     /// Not loaded. Connections are tasks of `connections`, ended early by `cut`.
     pub(crate) fn new(
         listeners: Listeners,
+        supervisor: Option<Supervisor>,
         shared: Arc<Shared>,
         services: TaskTracker,
         connections: TaskTracker,
         cut: CancellationToken,
     ) -> Self {
-        Self { listeners, shared, services, connections, cut, programs: Mutex::default() }
+        let supervisor = Mutex::new(supervisor);
+        Self { listeners, supervisor, shared, services, connections, cut, programs: Mutex::default() }
     }
 
     /// Loads the programs, unless they are.
@@ -83,7 +88,8 @@ impl Insertion {
         if let Some(programs) = &*held {
             return Ok(programs.clone());
         }
-        let mut programs = Programs::load(&self.listeners)?;
+        let supervisor = self.supervisor.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let mut programs = Programs::load(&self.listeners, supervisor)?;
         let events = programs.take_events();
         let programs = Arc::new(Mutex::new(programs));
         if let Some(events) = events {
@@ -134,6 +140,21 @@ impl Insertion {
             devices: programs.devices().map(str::to_owned).collect(),
             counters,
         })
+    }
+
+    /// Before the programs go: ends the connections that would be dead without them, so that their callers know at once.
+    pub(crate) fn end_shifted(&self) {
+        let Some(programs) = self.loaded() else { return };
+        let programs = lock(&programs);
+        let shifted = programs.flow_keys().filter(|key| {
+            programs.flow(key).is_some_and(|flow| flow.din | flow.dout != 0 && flow.state != State::Split as u32)
+        });
+        for key in shifted.collect::<Vec<_>>() {
+            let (peer, port) = (inserter::caller_of(&key), key.port);
+            if let Err(error) = existing::reset(port, peer) {
+                tracing::warn!(%error, %peer, port, "a connection that depends on this agent cannot be ended");
+            }
+        }
     }
 
     /// Forgets the ports of rules that have gone, as soon as no connection depends on them. Whether there are any left.

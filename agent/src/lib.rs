@@ -25,5 +25,6 @@ pub mod metrics;
 mod netlink;
 pub mod rules_file;
 mod socket;
+pub mod supervise;
 mod ways;
 pub mod wiretap;

@@ -8,6 +8,7 @@ use sluice_agent::{
     app::{self, StartError},
     config::{Config, LogFormat},
     kernel::LoadError,
+    supervise,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -17,6 +18,19 @@ fn main() -> ExitCode {
         eprintln!("sluice-agent: {error:#}");
         return ExitCode::from(2);
     }
+    let supervisor = match supervise::supervisor() {
+        Ok(None) if config.supervised && config.await_rules.is_none() => {
+            return supervise::run().unwrap_or_else(|error| {
+                eprintln!("sluice-agent: {error:#}");
+                ExitCode::FAILURE
+            });
+        }
+        Ok(supervisor) => supervisor,
+        Err(error) => {
+            eprintln!("sluice-agent: the parent process cannot be reached: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -31,7 +45,7 @@ fn main() -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
-    match runtime.block_on(app::run(config)) {
+    match runtime.block_on(app::run(config, supervisor)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("sluice-agent: {error:#}");

@@ -40,9 +40,7 @@ pub(crate) fn choose(
         return lookup("this agent's way unless a rule asks for another".to_owned());
     }
     match Hints::new(rules.iter().copied()) {
-        Err(rule) => {
-            lookup(format!("{rule} has no header condition: every request would have to be looked at"))
-        }
+        Err(rule) => lookup(format!("{rule} has no header condition: every request would have to be looked at")),
         // Last, as it may have to be tried.
         Ok(hints) => match available() {
             Err(why) => lookup(why),

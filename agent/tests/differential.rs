@@ -269,7 +269,7 @@ fn differ(seed: u64, cases: u64) {
     let rules = RuleSet::compile(&file).unwrap();
     let mut kernel = Kernel::load(LoadOptions::default()).unwrap();
     let listeners = kernel.take_listeners().unwrap();
-    let mut programs = Programs::load(&listeners).unwrap();
+    let mut programs = Programs::load(&listeners, None).unwrap();
     programs.apply(&BTreeMap::from([(PORT, Hints::new(&file.intercepts).unwrap())]), &[]).unwrap();
 
     let mut random = Random(seed | 1);

@@ -54,6 +54,11 @@ impl Socket {
         Some(Self { family, id, peer, inode })
     }
 
+    /// The other end's port.
+    pub(super) fn peer_port(&self) -> u16 {
+        u16::from_be_bytes([self.id[2], self.id[3]])
+    }
+
     /// What no other socket ever has.
     pub(super) fn cookie(&self) -> u64 {
         self.id.last_chunk().map_or(0, |cookie| u64::from_ne_bytes(*cookie))

@@ -161,7 +161,6 @@ impl Relay {
             && down.answers.owed() == 0
             && down.out.is_empty()
             && down.early.is_empty()
-            && self.app_leads
     }
 
     /// The agent's two sockets are in nobody's way any more.

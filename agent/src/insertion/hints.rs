@@ -102,7 +102,9 @@ mod tests {
         text.lines()
             .map(|matches| {
                 let key = "0".repeat(64);
-                let text = format!(r#"{{"name":"a","client":{{"keyHash":"sha256:{key}"}},"ports":[{{"port":1}}],"match":{matches}}}"#);
+                let text = format!(
+                    r#"{{"name":"a","client":{{"keyHash":"sha256:{key}"}},"ports":[{{"port":1}}],"match":{matches}}}"#
+                );
                 serde_json::from_str(&text).unwrap()
             })
             .collect()

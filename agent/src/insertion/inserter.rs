@@ -261,7 +261,13 @@ impl Inserter {
             port: key.port,
             app: Some(Socket::inserted(made.app)),
             position: made.position,
-            inserted: Some(Box::new(Inserted::new(*key, id, self.programs.clone(), token))),
+            inserted: Some(Box::new(Inserted::new(
+                *key,
+                id,
+                self.programs.clone(),
+                token,
+                self.shared.stopping.clone(),
+            ))),
         };
         let (open, cut, peer) = (self.shared.metrics.open(), self.cut.clone(), caller_of(key));
         let (key, ended_tx) = (*key, self.ended_tx.clone());
@@ -395,7 +401,7 @@ fn address(words: [u32; 4]) -> IpAddr {
     IpAddr::V6(Ipv6Addr::from(sluice_ebpf_common::bytes_of(words))).to_canonical()
 }
 
-fn caller_of(key: &FlowKey) -> SocketAddr {
+pub(super) fn caller_of(key: &FlowKey) -> SocketAddr {
     SocketAddr::new(address(key.caller), key.caller_port)
 }
 

@@ -5,9 +5,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::File,
+    fs::{self, File},
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    os::fd::{AsFd as _, OwnedFd, RawFd},
 };
 
 use aya::{
@@ -28,12 +29,15 @@ use sluice_ebpf_common::{
 };
 
 use super::{devices, hints::Hints};
-use crate::kernel::{Entry, Listeners};
+use crate::{
+    kernel::{Entry, Listeners},
+    supervise::Supervisor,
+};
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../ebpf/insertion.bpf.o"));
 
 /// Lets a value be read while the kernel's programs write it: `BPF_F_LOCK`.
-const WITH_LOCK: u64 = 4;
+pub(crate) const WITH_LOCK: u64 = 4;
 
 /// Why the programs cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -110,7 +114,9 @@ pub struct Programs {
     _listeners: SockMap<MapData>,
     ebpf: Ebpf,
     namespace: File,
-    keeps_shifted: bool,
+    supervisor: Option<Supervisor>,
+    /// The maps of flows and of local ports once more, to be passed on.
+    shared: [OwnedFd; 2],
 }
 
 /// What the packet programs did, over all CPUs.
@@ -135,11 +141,12 @@ pub struct FlowCounters {
 // === impl Programs ===
 
 impl Programs {
-    /// Loads them into the kernel, in the network namespace of the calling thread.
+    /// Loads them into the kernel, in the network namespace of the calling thread. With a `supervisor` they outlive this
+    /// process for as long as a connection depends on them.
     ///
     /// # Errors
     /// When the kernel or the privileges do not allow it.
-    pub fn load(listeners: &Listeners) -> Result<Self, ProgramsError> {
+    pub fn load(listeners: &Listeners, supervisor: Option<Supervisor>) -> Result<Self, ProgramsError> {
         let namespace = File::open("/proc/thread-self/ns/net")
             .map_err(|source| ProgramsError::Io { what: "the network namespace cannot be opened", source })?;
         let mut loader = EbpfLoader::new();
@@ -152,6 +159,7 @@ impl Programs {
         if let Some(v6) = &listeners.v6 {
             registered.set(abi::SLOT_V6, v6, 0).map_err(listener)?;
         }
+        let shared = [shared(&ebpf, flows::FLOWS_MAP)?, shared(&ebpf, flows::LOCALS_MAP)?];
         let mut programs = Self {
             lookup: None,
             devices: BTreeMap::new(),
@@ -166,7 +174,8 @@ impl Programs {
             _listeners: registered,
             ebpf,
             namespace,
-            keeps_shifted: false,
+            supervisor,
+            shared,
         };
         for name in [flows::INGRESS_PROGRAM, flows::EGRESS_PROGRAM, flows::COMMAND_PROGRAM] {
             programs.classifier(name)?.load().map_err(|source| refused(name, "loaded", source))?;
@@ -180,7 +189,7 @@ impl Programs {
     /// with this process.
     #[must_use]
     pub const fn keeps_shifted(&self) -> bool {
-        self.keeps_shifted
+        self.supervisor.is_some()
     }
 
     /// What the programs tell; once.
@@ -417,7 +426,9 @@ impl Programs {
     fn attach(&mut self) -> Result<(), ProgramsError> {
         let found = devices::ethernet()
             .map_err(|source| ProgramsError::Io { what: "the network devices cannot be listed", source })?;
+        let before = self.devices.len();
         self.devices.retain(|name, _| found.contains(name));
+        let mut changed = self.devices.len() != before;
         for device in found {
             if self.devices.contains_key(&device) {
                 continue;
@@ -432,6 +443,12 @@ impl Programs {
                 links.push(link.map_err(|source| refused(name, "attached", source))?);
             }
             self.devices.insert(device, links);
+            changed = true;
+        }
+        if changed && let Some(supervisor) = &self.supervisor {
+            let [flows, locals] = &self.shared;
+            let kept = links().and_then(|links| supervisor.keep(flows, locals, &links));
+            kept.map_err(|source| ProgramsError::Io { what: "the parent process does not keep the links", source })?;
         }
         if self.lookup.is_none() {
             let namespace = self.namespace.try_clone();
@@ -493,6 +510,28 @@ fn bound(address: SocketAddr) -> io::Result<socket2::Socket> {
     }
     socket.bind(&address.into())?;
     Ok(socket)
+}
+
+/// Another descriptor of a map that the loaded object still has.
+fn shared(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, ProgramsError> {
+    let Some(Map::HashMap(data)) = ebpf.map(name) else { return Err(ProgramsError::Missing { name }) };
+    let fd = data.fd().as_fd().try_clone_to_owned();
+    fd.map_err(|source| ProgramsError::Io { what: "the map cannot be shared", source })
+}
+
+/// The descriptors of this process that are links to network devices. aya does not give them out.
+fn links() -> io::Result<Vec<RawFd>> {
+    let mut links = Vec::new();
+    for entry in fs::read_dir("/proc/self/fdinfo")? {
+        let entry = entry?;
+        // Closed meanwhile, where it fails.
+        let Ok(text) = fs::read_to_string(entry.path()) else { continue };
+        let number = entry.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok());
+        if text.lines().any(|line| line.starts_with("link_type:") && line.trim_end().ends_with("tcx")) {
+            links.extend(number);
+        }
+    }
+    Ok(links)
 }
 
 fn take<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, ProgramsError> {

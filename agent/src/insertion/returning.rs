@@ -30,6 +30,9 @@ pub(crate) struct Inserted {
     id: u32,
     programs: SharedPrograms,
     returned: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// The agent is being stopped.
+    stopping: Pin<Box<WaitForCancellationFutureOwned>>,
+    stops: bool,
     timer: Option<Pin<Box<Sleep>>>,
     pause: Duration,
     armed: bool,
@@ -39,9 +42,15 @@ pub(crate) struct Inserted {
 
 impl Inserted {
     /// `returned` is cancelled when the kernel has given the connection back.
-    pub(super) fn new(key: FlowKey, id: u32, programs: SharedPrograms, returned: CancellationToken) -> Self {
-        let returned = Box::pin(returned.cancelled_owned());
-        Self { key, id, programs, returned, timer: None, pause: QUIET, armed: false }
+    pub(super) fn new(
+        key: FlowKey,
+        id: u32,
+        programs: SharedPrograms,
+        returned: CancellationToken,
+        stopping: CancellationToken,
+    ) -> Self {
+        let (returned, stopping) = (Box::pin(returned.cancelled_owned()), Box::pin(stopping.cancelled_owned()));
+        Self { key, id, programs, returned, stopping, stops: false, timer: None, pause: QUIET, armed: false }
     }
 
     /// To be called whenever both directions wait. `quiet`: nothing is under way. Ready when the connection has gone back.
@@ -49,6 +58,8 @@ impl Inserted {
         if self.returned.as_mut().poll(cx).is_ready() {
             return Poll::Ready(());
         }
+        // Asked once: such a future is over then.
+        self.stops = self.stops || self.stopping.as_mut().poll(cx).is_ready();
         if !quiet {
             self.timer = None;
             self.pause = QUIET;
@@ -79,6 +90,11 @@ impl Inserted {
             }
         }
         self.timer = None;
+        if self.stops && lock(&self.programs).command(&self.key, self.id, Op::Return, [0; 4]) == Outcome::Done {
+            // Nobody waits for a request of the caller any more.
+            self.armed = false;
+            return Poll::Ready(());
+        }
         Poll::Pending
     }
 
@@ -92,9 +108,9 @@ impl Inserted {
         let (to_app, from_app) = repair::numbers(app)?;
         let (din, dout) = (from_caller.wrapping_sub(to_app), to_caller.wrapping_sub(from_app));
         let programs = lock(&self.programs);
-        if din | dout != 0 && !programs.keeps_shifted() {
+        if din | dout != 0 && (self.stops || !programs.keeps_shifted()) {
             // It would be lost with this process.
-            return Err(io::Error::other("its numbers are shifted"));
+            return Ok(false);
         }
         if programs.command(&self.key, self.id, Op::Arm, [from_caller, to_caller, din, dout]) != Outcome::Done {
             return Ok(false);

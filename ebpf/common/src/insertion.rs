@@ -175,6 +175,8 @@ pub const FLAG_RESET: u32 = 1 << 4;
 pub const FLAG_CALLER_FIN: u32 = 1 << 5;
 /// The app's side has sent its FIN.
 pub const FLAG_APP_FIN: u32 = 1 << 6;
+/// Both sides have sent their last byte.
+pub const ENDED: u32 = FLAG_CALLER_FIN | FLAG_APP_FIN;
 /// The caller has acknowledged the handshake.
 pub const FLAG_SHAKEN: u32 = 1 << 7;
 /// Something of the caller was passed unread, and the app has sent nothing since.
@@ -301,6 +303,8 @@ pub enum Op {
     Remove = 5,
     /// Held, and somebody still works on it: `held_since` begins anew.
     Keep = 6,
+    /// Split and armed: goes back at once, if the caller has acknowledged all.
+    Return = 8,
     /// Looks for request heads in the `numbers[0]` bytes that follow the command, as of `numbers[1]` (1: answers).
     Scan = 7,
 }

@@ -9,6 +9,7 @@ use aya_ebpf::{
 use sluice_ebpf_common::insertion::{self as abi, Command, Flow, Local, Op, Outcome, State, WINDOW};
 
 use super::{
+    egress::{goes_back, may_go_back},
     ingress::release,
     maps::{self, FLOWS, Scratch, flow, locked, now},
     scan::{self, Verdict},
@@ -98,6 +99,16 @@ fn act(flow: &mut Flow, command: &Command, now: u64) -> Outcome {
         flow.armed_din = c;
         flow.armed_dout = d;
         flow.flags |= abi::FLAG_ARMED;
+        return Outcome::Done;
+    }
+    if op == Op::Return as u32 {
+        if !may_go_back(flow) {
+            return Outcome::Moved;
+        }
+        goes_back(flow);
+        // Nothing tells where the caller is until it speaks again.
+        release(flow);
+        flow.flags &= !abi::FLAG_ASKING;
         return Outcome::Done;
     }
     if op == Op::Disarm as u32 {

@@ -1,11 +1,11 @@
 //! Packets on their way out of the pod.
 
 use aya_ebpf::{helpers::generated::bpf_loop, macros::classifier, programs::TcContext};
-use sluice_ebpf_common::insertion::{self as abi, Answer, EventKind, Flow, FlowKey, Local, State};
+use sluice_ebpf_common::insertion::{self as abi, Answer, ENDED, EventKind, Flow, FlowKey, Local, State};
 
 use super::{
     PASS,
-    ingress::{ENDED, after},
+    ingress::after,
     maps::{self, FLOWS, Scratch, flow, locked, now},
     packet::{self, ACK, FIN, Packet, RST, SYN},
     scan::{self, Verdict},
@@ -90,7 +90,16 @@ fn sluice_egress(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn of_agent(packet: &Packet, key: &FlowKey, local: &Local) -> i32 {
     let skb = packet.skb();
-    let split = flow(key).is_some_and(|flow| locked(flow, |flow| flow.state == State::Split as u32));
+    let ends = packet.flags & (FIN | RST) != 0;
+    let split = flow(key).is_some_and(|flow| {
+        locked(flow, |flow| {
+            if flow.state == State::Split as u32 && ends && may_go_back(flow) {
+                // The agent has died, or stops, while nothing was under way: the two go on without it.
+                goes_back(flow);
+            }
+            flow.state == State::Split as u32
+        })
+    });
     if !split {
         // Not dropped: the local sender would take that for a device without room, and wait.
         return packet::turn_back(skb, abi::MARK_SINK);
@@ -101,6 +110,29 @@ fn of_agent(packet: &Packet, key: &FlowKey, local: &Local) -> i32 {
     }
     packet.reflect(packet.destination_port, local.port);
     packet::turn_back(skb, abi::MARK_OWN)
+}
+
+/// Whether nothing is under way, not even an acknowledgement of the caller.
+#[inline(always)]
+pub(crate) fn may_go_back(flow: &Flow) -> bool {
+    flow.flags & abi::FLAG_ARMED != 0 && flow.caller_ack == flow.armed_app
+}
+
+/// The flow is native from now on, with the armed numbers.
+#[inline(always)]
+pub(crate) fn goes_back(flow: &mut Flow) {
+    flow.state = State::Native as u32;
+    flow.flags &= !(abi::FLAG_ARMED | abi::FLAG_RETURNING);
+    flow.din = flow.armed_din;
+    flow.dout = flow.armed_dout;
+    flow.next_head = flow.armed_caller;
+    flow.app_ack = flow.armed_caller;
+    flow.sent_end = flow.armed_app;
+    flow.caller_ack = flow.armed_app;
+    flow.answer = Answer::None as u32;
+    flow.asked = 0;
+    flow.answered = 0;
+    flow.heads = 0;
 }
 
 /// The app's timestamp value minus the clock, where it has to be learned.

@@ -6,11 +6,12 @@ use aya_ebpf::{
     macros::classifier,
     programs::TcContext,
 };
-use sluice_ebpf_common::insertion::{self as abi, Answer, EventKind, Flow, FlowCounter, FlowKey, Local, State};
+use sluice_ebpf_common::insertion::{self as abi, Answer, ENDED, EventKind, Flow, FlowCounter, FlowKey, Local, State};
 
 use super::{
     DROP, PASS,
     copy::copied,
+    egress::goes_back,
     maps::{self, FLOWS, Scratch, count, flow, locked},
     packet::{self, ACK, FIN, Packet, RST, SYN, URG},
     scan::{self, Verdict},
@@ -26,9 +27,6 @@ const MAX_OWED: u32 = 32;
 /// `TCP_ESTABLISHED` and `TCP_CLOSE_WAIT` of the kernel.
 const ESTABLISHED: u32 = 1;
 const CLOSE_WAIT: u32 = 8;
-
-/// Both sides have sent their last byte.
-pub(crate) const ENDED: u32 = abi::FLAG_CALLER_FIN | abi::FLAG_APP_FIN;
 
 /// Whether the number `a` is behind `b` (RFC 9293 §3.4).
 #[inline(always)]
@@ -293,6 +291,9 @@ pub(crate) fn release(flow: &mut Flow) {
 
 #[inline(always)]
 fn split(flow: &mut Flow, packet: &Packet) -> Act {
+    if packet.has(ACK) && after(packet.ack, flow.caller_ack) {
+        flow.caller_ack = packet.ack;
+    }
     if flow.flags & abi::FLAG_ARMED == 0 {
         return Act::ToAgent;
     }
@@ -408,16 +409,7 @@ fn returns(flow: &mut Flow, packet: &Packet, verdict: Verdict, found: u32, heads
     if verdict != Verdict::Clean || !returning || packet.seq != flow.armed_caller {
         return Act::ToAgent;
     }
-    flow.state = State::Native as u32;
-    flow.din = flow.armed_din;
-    flow.dout = flow.armed_dout;
-    flow.app_ack = flow.armed_caller;
-    flow.sent_end = flow.armed_app;
-    flow.caller_ack = flow.armed_app;
-    flow.answer = Answer::None as u32;
-    flow.asked = 0;
-    flow.answered = 0;
-    flow.heads = 0;
+    goes_back(flow);
     passed(flow, packet.seq, found, heads, last, next);
     Act::Return
 }

@@ -79,7 +79,10 @@ pub fn run(signed: &str) -> Result<()> {
     let ports = [(Case::Http1, Protocol::Http1), (Case::Http2, Protocol::Http2), (Case::Grpc, Protocol::Grpc)];
     let ports = ports.into_iter().flat_map(|(case, protocol)| {
         let ports = case.ports();
-        [(ports.steered, protocol), (ports.direct, protocol)]
+        [Some(ports.steered), Some(ports.direct), ports.inserted]
+            .into_iter()
+            .flatten()
+            .map(move |port| (port, protocol))
     });
     let [(_, ceiling1), (_, ceiling2)] = CEILING;
     let ports = ports.chain([(ceiling1, Protocol::PreparedHttp1), (ceiling2, Protocol::PreparedHttp2)]);

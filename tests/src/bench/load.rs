@@ -127,7 +127,7 @@ impl Load {
         for _ in 0..self.connections {
             let gate = Gate { ready_tx: ready_tx.clone(), order_rx: order_rx.clone() };
             match self.case {
-                Case::Http1 => connections.spawn(http1::keep_alive(self, gate)),
+                Case::Http1 | Case::Http1Large => connections.spawn(http1::keep_alive(self, gate)),
                 Case::Http1Connect => connections.spawn(http1::connect_each(self, gate)),
                 Case::Http2 | Case::Grpc => connections.spawn(http2::multiplex(self, gate)),
             };

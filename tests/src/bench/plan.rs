@@ -30,10 +30,13 @@ pub(super) struct Plan {
 }
 
 /// All of them.
-pub(super) const SHAPES: [Shape; 7] = [
+pub(super) const SHAPES: [Shape; 10] = [
     Shape { case: Case::Http1, connections: 1, streams: 1 },
     Shape { case: Case::Http1, connections: 16, streams: 1 },
     Shape { case: Case::Http1, connections: 64, streams: 1 },
+    Shape { case: Case::Http1Large, connections: 1, streams: 1 },
+    Shape { case: Case::Http1Large, connections: 16, streams: 1 },
+    Shape { case: Case::Http1Large, connections: 64, streams: 1 },
     Shape { case: Case::Http1Connect, connections: 8, streams: 1 },
     Shape { case: Case::Http2, connections: 1, streams: 32 },
     Shape { case: Case::Http2, connections: 16, streams: 4 },

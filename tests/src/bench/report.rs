@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde::{Serialize, Serializer};
 
-use super::{Case, Path};
+use super::{Case, Path, packets::PacketTime};
 
 /// The document that `--json` prints. Parts that were not measured are left out.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -13,6 +13,9 @@ pub struct Document {
     pub rounds: usize,
     /// One for each case, number of connections and path.
     pub rows: Vec<Row>,
+    /// What the kernel's packet programs take.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub packets: Vec<PacketTime>,
     /// What the load generator itself can do.
     pub saturation: Vec<Saturation>,
     /// Behind many intercepted requests.
@@ -165,6 +168,12 @@ impl Document {
             let fits = move |row: &&Row| row.case == case && row.connections == connections && row.path == path;
             self.rows.iter().find(fits)
         };
+        for time in self.packets.iter().filter(|time| time.case == Case::Http1 && time.path == Path::Native) {
+            if time.program.ends_with("ingress") {
+                let name = "http1: kernel's time for the requests, ns".to_owned();
+                targets.push(Target::at_most(name, time.ns_per_request, 700.0));
+            }
+        }
         let ratios = [
             (Case::Http1, 1, 0.60),
             (Case::Http1, 16, 0.40),
@@ -187,6 +196,14 @@ impl Document {
             if let Some(row) = row(Case::Http1, connections, Path::Pass) {
                 let name = format!("http1, {connections}: agent's processor time per request, µs");
                 targets.push(Target::at_most(name, row.agent_cpu_us_per_request, 20.0));
+            }
+        }
+        for connections in [1, 16, 64] {
+            if let Some(native) = row(Case::Http1, connections, Path::Native) {
+                let name = format!("http1, {connections}: ratio of native");
+                targets.push(Target::at_least(name, native.ratio, 0.95));
+                let name = format!("http1, {connections}: agent's processor time per native request, µs");
+                targets.push(Target::at_most(name, native.agent_cpu_us_per_request, 0.1));
             }
         }
         let pair = (row(Case::Http1, 1, Path::Intercepted), row(Case::Http1, 1, Path::Direct));
@@ -247,6 +264,12 @@ impl Document {
              processor time and system calls per request.",
             self.rounds
         );
+        for PacketTime { program, case, path, ns_per_packet, ns_per_request } in &self.packets {
+            let _ = writeln!(
+                text,
+                "{program} under {case}, {path}: {ns_per_packet:.0} ns a packet, {ns_per_request:.0} ns a request"
+            );
+        }
         if let Some(memory) = &self.memory {
             let mib = |kib: u64| float(kib) / 1024.0;
             let _ = writeln!(

@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use super::{
     Case, Path,
     load::{Extent, Sample},
+    packets,
     plan::{Plan, SHAPES, Shape},
     report::{Document, Machine, Memory, Row, Saturation, ShortConnections},
     stage::Stage,
@@ -61,6 +62,9 @@ pub async fn run(lab: &Lab, options: &Options, progress: impl Fn(&str)) -> Resul
             for turn in 0..Path::ALL.len() {
                 // Each path begins in its turn: none has the warmer caches in all rounds.
                 let path = (round + turn) % Path::ALL.len();
+                if !Path::ALL[path].serves(shape.case) {
+                    continue;
+                }
                 let found = measure(&stage, shape, Path::ALL[path], plan.extent(shape)).await;
                 measured[path].push(found.with_context(|| format!("{shape:?}, {}", Path::ALL[path]))?);
             }
@@ -76,9 +80,16 @@ pub async fn run(lab: &Lab, options: &Options, progress: impl Fn(&str)) -> Resul
     progress("counting system calls");
     for (&shape, measured) in shapes.iter().zip(&measured) {
         let direct: Vec<_> = measured[0].iter().map(|round| round.rps).collect();
-        for (path, rounds) in Path::ALL.into_iter().zip(measured) {
+        for (path, rounds) in Path::ALL.into_iter().zip(measured).filter(|(path, _)| path.serves(shape.case)) {
             let syscalls = count_syscalls(&stage, shape, path, plan.traced).await?;
             document.rows.push(row(shape, path, rounds, &direct, syscalls));
+        }
+    }
+    for &shape in shapes.iter().filter(|shape| shape.connections == 16) {
+        for path in [Path::Native, Path::HandedBack, Path::Inserted] {
+            if path.serves(shape.case) {
+                document.packets.extend(packets::measure(&stage, shape, path, plan.traced).await?);
+            }
         }
     }
     if plan.long_phases && options.cases.is_empty() {

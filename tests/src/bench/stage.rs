@@ -33,8 +33,9 @@ impl Stage {
         let apps = [start_app(&pod, app::POD).await?, start_app(&laptop, app::LAPTOP).await?];
         let key = ClientKey::new(lab, "laptop")?;
         let agent = Agent::start(&pod, &rules(&key)).await.context("starting the agent")?;
-        let ports = steered().map(|port| port.to_string());
-        let client = Client::start(&laptop, &agent, &key, &ports.each_ref().map(String::as_str)).await;
+        let ports: Vec<_> = steered().into_iter().chain(INSERTED).map(|port| port.to_string()).collect();
+        let ports: Vec<_> = ports.iter().map(String::as_str).collect();
+        let client = Client::start(&laptop, &agent, &key, &ports).await;
         let client = client.context("starting the client")?;
         Ok(Self { caller, pod, agent, client, _apps: apps })
     }
@@ -43,7 +44,11 @@ impl Stage {
     pub(super) fn load(&self, shape: Shape, path: Path) -> Load {
         let Shape { case, connections, streams } = shape;
         let ports = case.ports();
-        let port = if path == Path::Direct { ports.direct } else { ports.steered };
+        let port = match path {
+            Path::Direct => ports.direct,
+            Path::Pass | Path::Intercepted => ports.steered,
+            Path::Native | Path::HandedBack | Path::Inserted => ports.inserted.unwrap_or(ports.steered),
+        };
         Load { case, connections, streams, to: self.pod.at(port), path }
     }
 
@@ -66,13 +71,20 @@ fn steered() -> [u16; 3] {
     [Case::Http1, Case::Http2, Case::Grpc].map(|case| case.ports().steered)
 }
 
+/// The port whose rule asks for insertion.
+const INSERTED: Option<u16> = Case::Http1.ports().inserted;
+
 fn rules(key: &ClientKey) -> String {
     let ports = steered().map(|port| format!("{{port: {port}}}")).join(", ");
-    format!(
-        "intercepts:\n- name: bench\n  ports: [{ports}]\n  match:\n    headers: [{{name: {HEADER}, value: {TAKEN}}}]\n  \
-         client: {{keyHash: \"{}\"}}\n",
-        key.hash()
-    )
+    let inserted = INSERTED.map(|port| format!("{{port: {port}}}")).unwrap_or_default();
+    let rule = |name, ports, steering| {
+        format!(
+            "- name: {name}\n  ports: [{ports}]\n  match:\n    headers: [{{name: {HEADER}, value: {TAKEN}}}]\n  \
+             steering: {steering}\n  client: {{keyHash: \"{}\"}}\n",
+            key.hash()
+        )
+    };
+    format!("intercepts:\n{}{}", rule("bench", &ports, "lookup"), rule("inserted", &inserted, "insertion"))
 }
 
 async fn start_app(host: &Host, signed: &str) -> Result<Process> {

@@ -1,6 +1,9 @@
 //! HTTP/1 load: over connections that stay, and over one for each request.
 
-use std::{fmt::Write as _, time::Instant};
+use std::{
+    fmt::Write as _,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use tokio::{
@@ -9,6 +12,7 @@ use tokio::{
 };
 
 use super::{Gate, Load, Meter, Sample};
+use crate::bench::{Case, FILLING, Path};
 
 /// Room for an answer.
 const ROOM: usize = 4096;
@@ -26,6 +30,7 @@ struct Exchange {
 pub(super) async fn keep_alive(load: Load, gate: Gate) -> Result<Sample> {
     let mut exchange = Exchange::new(load);
     let mut stream = connect(load).await?;
+    prepare(load, &mut exchange, &mut stream).await?;
     exchange.run(&mut stream).await?;
     let mut meter = gate.pass().await?;
     let mut begun = Instant::now();
@@ -36,6 +41,28 @@ pub(super) async fn keep_alive(load: Load, gate: Gate) -> Result<Sample> {
         begun = now;
     }
     Ok(meter.sample)
+}
+
+/// Brings a connection into the state that its path is about.
+async fn prepare(load: Load, exchange: &mut Exchange, stream: &mut TcpStream) -> Result<()> {
+    /// Longer than the agent waits before it goes.
+    const GOES: Duration = Duration::from_millis(30);
+    match load.path {
+        Path::Inserted => Exchange::new(Load { path: Path::Intercepted, ..load }).run(stream).await,
+        Path::HandedBack => {
+            exchange.run(stream).await?;
+            // What comes in two parts the kernel cannot decide.
+            stream.set_nodelay(true)?;
+            let (first, second) = exchange.request.split_at(exchange.request.len() / 2);
+            stream.write_all(first).await?;
+            tokio::time::sleep(GOES).await;
+            stream.write_all(second).await?;
+            exchange.read(stream).await?;
+            tokio::time::sleep(GOES).await;
+            Ok(())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A connection for each request, one after the other. The caller closes it, in an orderly way, as most clients do.
@@ -77,6 +104,9 @@ impl Exchange {
         for (name, value) in load.fields() {
             let _ = write!(request, "{name}: {value}\r\n");
         }
+        if load.case == Case::Http1Large {
+            let _ = write!(request, "cookie: {:x<FILLING$}\r\n", "session=");
+        }
         request.push_str("\r\n");
         Self { request: request.into_bytes(), body: load.body(), length: None, answer: Box::new([0; ROOM]) }
     }
@@ -84,6 +114,11 @@ impl Exchange {
     /// Sends the request and reads the answer.
     async fn run(&mut self, stream: &mut TcpStream) -> Result<()> {
         stream.write_all(&self.request).await?;
+        self.read(stream).await
+    }
+
+    /// Reads the answer.
+    async fn read(&mut self, stream: &mut TcpStream) -> Result<()> {
         let mut end = 0;
         loop {
             let read = stream.read(&mut self.answer[end..]).await?;
