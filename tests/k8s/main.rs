@@ -8,6 +8,7 @@ mod cluster;
 mod guarding;
 mod image;
 mod injecting;
+mod inserting;
 mod laptop;
 mod reviewing;
 mod sharing;
