@@ -469,17 +469,21 @@ impl Rules {
         let ports: BTreeSet<PortKey> = set.ports().map(|port| PortKey { port, protocol: Protocol::Tcp }).collect();
         let resetting = file.intercepts.iter().filter(|intercept| intercept.reset_existing);
         let reset = resetting.flat_map(|intercept| intercept.ports.iter().map(|port| port.port.get())).collect();
-        let (ways, inserted) = ways::of_ports(&file.intercepts, self.steering, || self.insertion.available());
+        let choose = || ways::of_ports(&file.intercepts, self.steering, || self.insertion.available());
+        let (mut ways, mut inserted) = choose();
         let keys: BTreeSet<_> = file.intercepts.iter().map(|i| i.client.key_hash).collect();
+        let before = self.shared.rules.swap(Arc::new(set));
+        if let Err(error) = self.insertion.apply(&inserted, &file.exempt) {
+            self.insertion.give_up(&error);
+            (ways, inserted) = choose();
+            // What has been begun is taken back, as far as that goes.
+            let _ = self.insertion.apply(&inserted, &file.exempt);
+        }
         let steered: BTreeSet<PortKey> =
             ports.iter().copied().filter(|key| !inserted.contains_key(&key.port)).collect();
-        let before = self.shared.rules.swap(Arc::new(set));
-        let applied = self.insertion.apply(&inserted, &file.exempt).map_err(anyhow::Error::from);
-        let applied =
-            applied.and_then(|()| lock(&self.kernel).apply(&steered, &file.exempt).map_err(anyhow::Error::from));
-        if let Err(error) = applied {
+        if let Err(error) = lock(&self.kernel).apply(&steered, &file.exempt) {
             self.shared.rules.store(before);
-            return Err(error.context("the kernel does not take the rules"));
+            return Err(anyhow::Error::from(error).context("the kernel does not take the rules"));
         }
         // Only now: what had come in between would have been missed by both.
         lock(&self.existing).change(&steered.iter().map(|key| key.port).collect(), reset, &file.exempt);

@@ -65,6 +65,15 @@ pub(crate) fn reset(port: u16, caller: SocketAddr) -> io::Result<()> {
     Ok(())
 }
 
+/// The connections to a port that this process has, by local address and peer.
+pub(crate) fn own(port: u16) -> io::Result<Vec<(SocketAddr, SocketAddr)>> {
+    let own = own_inodes()?;
+    let mine = sockets(port)?.into_iter().filter(|socket| own.contains(&socket.inode));
+    Ok(mine
+        .map(|socket| (SocketAddr::new(socket.local(), port), SocketAddr::new(socket.peer, socket.peer_port())))
+        .collect())
+}
+
 // === impl Existing ===
 
 impl Existing {

@@ -19,7 +19,7 @@ mod returning;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
+    fmt, fs,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -35,6 +35,9 @@ pub(crate) use self::programs::WITH_LOCK;
 pub use self::programs::{FlowCounters, Programs, ProgramsError};
 pub(crate) use self::returning::Inserted;
 use crate::{connection::Shared, existing, http1::head::RequestKind, kernel::Listeners, supervise::Supervisor};
+
+/// Whether conntrack takes connections up in the middle (Documentation/networking/nf_conntrack-sysctl.rst).
+const TCP_LOOSE: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_loose";
 
 /// The programs, shared by those who change flows.
 pub(crate) type SharedPrograms = Arc<Mutex<Programs>>;
@@ -61,6 +64,23 @@ pub(crate) struct Insertion {
     connections: TaskTracker,
     cut: CancellationToken,
     programs: Mutex<Option<SharedPrograms>>,
+    /// Why it does not work here.
+    unusable: Mutex<Option<String>>,
+}
+
+/// An error with its causes.
+struct Chain<'a>(&'a (dyn std::error::Error + 'a));
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
 }
 
 // === impl Insertion ===
@@ -76,7 +96,16 @@ impl Insertion {
         cut: CancellationToken,
     ) -> Self {
         let supervisor = Mutex::new(supervisor);
-        Self { listeners, supervisor, shared, services, connections, cut, programs: Mutex::default() }
+        Self {
+            listeners,
+            supervisor,
+            shared,
+            services,
+            connections,
+            cut,
+            programs: Mutex::default(),
+            unusable: Mutex::default(),
+        }
     }
 
     /// Loads the programs, unless they are.
@@ -102,7 +131,23 @@ impl Insertion {
 
     /// Whether insertion works here, or why it does not.
     pub(crate) fn available(&self) -> Result<(), String> {
-        self.load().map(drop).map_err(|error| format!("{:#}", anyhow::Error::from(error)))
+        if let Some(why) = &*self.unusable.lock().unwrap_or_else(PoisonError::into_inner) {
+            return Err(why.clone());
+        }
+        // Conntrack takes the agent's sockets, whose beginning it has not seen, for connections all the same unless it is
+        // told not to; without conntrack there is no such file.
+        if fs::read_to_string(TCP_LOOSE).is_ok_and(|loose| loose.trim() == "0") {
+            return Err(format!("{TCP_LOOSE} is 0: firewall rules would drop what the agent is inserted into"));
+        }
+        repair::supported().map_err(|error| format!("TCP_REPAIR is refused: {error}"))?;
+        self.load().map(drop).map_err(|error| Chain(&error).to_string())
+    }
+
+    /// It has been tried, and does not work here.
+    pub(crate) fn give_up(&self, why: &ProgramsError) {
+        let why = Chain(why).to_string();
+        tracing::error!(why, "live insertion does not work in this pod; all ports have lookup");
+        *self.unusable.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
     }
 
     /// The programs, where they are loaded.

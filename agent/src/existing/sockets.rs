@@ -54,6 +54,18 @@ impl Socket {
         Some(Self { family, id, peer, inode })
     }
 
+    /// This end.
+    pub(super) fn local(&self) -> IpAddr {
+        match self.family {
+            AF_INET => IpAddr::from(Ipv4Addr::new(self.id[4], self.id[5], self.id[6], self.id[7])),
+            _ => {
+                let mut address = [0; 16];
+                address.copy_from_slice(&self.id[4..20]);
+                IpAddr::from(Ipv6Addr::from(address)).to_canonical()
+            }
+        }
+    }
+
     /// The other end's port.
     pub(super) fn peer_port(&self) -> u16 {
         u16::from_be_bytes([self.id[2], self.id[3]])

@@ -7,7 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     os::fd::{AsFd as _, OwnedFd, RawFd},
 };
 
@@ -30,6 +30,7 @@ use sluice_ebpf_common::{
 
 use super::{devices, hints::Hints};
 use crate::{
+    existing,
     kernel::{Entry, Listeners},
     supervise::Supervisor,
 };
@@ -359,6 +360,7 @@ impl Programs {
             let new =
                 Port { hints: Hints::default(), facing_caller: reserve()?, facing_app: reserve()?, active: false };
             self.ports.insert(port, new);
+            self.leave_own_alone(port)?;
         }
         let Some(held) = self.ports.get_mut(&port) else { return Ok(()) };
         // New names and values before the bits that make the programs look for them, old ones after.
@@ -388,6 +390,27 @@ impl Programs {
         }
         for value in before.values(port).filter(|value| hints.values(port).all(|new| new != *value)) {
             let _ = self.values.remove(&value);
+        }
+        Ok(())
+    }
+
+    /// Connections to a port that the agent has accepted already are no flows to be inserted into.
+    fn leave_own_alone(&mut self, port: u16) -> Result<(), ProgramsError> {
+        let own = existing::own(port);
+        let own =
+            own.map_err(|source| ProgramsError::Io { what: "the agent's connections cannot be listed", source })?;
+        for (pod, caller) in own {
+            let words = |address: IpAddr| {
+                let bytes = match address {
+                    IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+                    IpAddr::V6(address) => address.octets(),
+                };
+                let (words, _) = bytes.as_chunks::<4>();
+                [words[0], words[1], words[2], words[3]].map(u32::from_ne_bytes)
+            };
+            let key = FlowKey { caller: words(caller.ip()), pod: words(pod.ip()), caller_port: caller.port(), port };
+            let map = |source| ProgramsError::Map { map: flows::FLOWS_MAP, source };
+            self.flows.insert(key, Flow::new(flows::State::Wire, 0), 0).map_err(map)?;
         }
         Ok(())
     }

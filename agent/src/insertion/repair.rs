@@ -132,6 +132,12 @@ pub(super) fn numbers(socket: &impl AsFd) -> io::Result<(u32, u32)> {
     numbers
 }
 
+/// Whether this process may make sockets like that.
+pub(super) fn supported() -> io::Result<()> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+    set(&socket, TCP_REPAIR, &REPAIR_ON)
+}
+
 /// Makes an open connection end without a packet when it is closed.
 pub(crate) fn silence(socket: &impl AsFd) -> io::Result<()> {
     set(socket, TCP_REPAIR, &REPAIR_ON)
