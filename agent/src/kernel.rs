@@ -29,7 +29,7 @@ mod exempt;
 mod listeners;
 mod loader;
 mod log;
-mod memory;
+pub(crate) mod memory;
 mod obstacle;
 mod port;
 

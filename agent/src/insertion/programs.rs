@@ -12,7 +12,7 @@ use std::{
 };
 
 use aya::{
-    Ebpf, EbpfLoader, include_bytes_aligned,
+    Ebpf, EbpfError, EbpfLoader, include_bytes_aligned,
     maps::{HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf, SockMap},
     programs::{
         ProgramError, SchedClassifier, SkLookup, TcAttachType, TestRun as _, TestRunOptions, links::FdLink,
@@ -31,7 +31,7 @@ use sluice_ebpf_common::{
 use super::{devices, hints::Hints};
 use crate::{
     existing,
-    kernel::{Entry, Listeners},
+    kernel::{Capability, Entry, Listeners, LoadError, Operation, memory},
     supervise::Supervisor,
 };
 
@@ -40,22 +40,20 @@ static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR")
 /// Lets a value be read while the kernel's programs write it: `BPF_F_LOCK`.
 pub(crate) const WITH_LOCK: u64 = 4;
 
+/// What loading and attaching need.
+const NEEDED: [Capability; 3] = [Capability::Bpf, Capability::NetAdmin, Capability::Perfmon];
+
 /// Why the programs cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ProgramsError {
     /// The kernel or the privileges.
-    #[error("the packet programs cannot be loaded")]
-    Load(#[source] Box<aya::EbpfError>),
-    /// One of them is refused.
-    #[error("{program} cannot be {step}")]
-    Program {
-        /// Its name.
+    #[error("{program} cannot be used")]
+    Kernel {
+        /// The program, or all of them.
         program: &'static str,
-        /// `loaded` or `attached`.
-        step: &'static str,
         /// Why.
         #[source]
-        source: Box<ProgramError>,
+        source: Box<LoadError>,
     },
     /// The object is not the one that was built with this agent.
     #[error("the object has no {name}")]
@@ -150,10 +148,13 @@ impl Programs {
     pub fn load(listeners: &Listeners, supervisor: Option<Supervisor>) -> Result<Self, ProgramsError> {
         let namespace = File::open("/proc/thread-self/ns/net")
             .map_err(|source| ProgramsError::Io { what: "the network namespace cannot be opened", source })?;
+        memory::expect_burst();
         let mut loader = EbpfLoader::new();
         loader.btf(None);
-        let mut ebpf = loader.load(OBJECT).map_err(|error| ProgramsError::Load(Box::new(error)))?;
+        let loaded = loader.load(OBJECT);
         drop(loader);
+        memory::give_back();
+        let mut ebpf = loaded.map_err(|error| refused("the packet programs", Operation::Maps, error))?;
         let mut registered: SockMap<MapData> = take(&mut ebpf, flows::SPARE_LISTENERS_MAP)?;
         let listener = |source| ProgramsError::Map { map: flows::SPARE_LISTENERS_MAP, source };
         registered.set(abi::SLOT_V4, &listeners.v4, 0).map_err(listener)?;
@@ -179,10 +180,10 @@ impl Programs {
             shared,
         };
         for name in [flows::INGRESS_PROGRAM, flows::EGRESS_PROGRAM, flows::COMMAND_PROGRAM] {
-            programs.classifier(name)?.load().map_err(|source| refused(name, "loaded", source))?;
+            programs.classifier(name)?.load().map_err(|source| refused(name, Operation::Program, source.into()))?;
         }
         let name = flows::SPARE_PROGRAM;
-        programs.spare()?.load().map_err(|source| refused(name, "loaded", source))?;
+        programs.spare()?.load().map_err(|source| refused(name, Operation::Program, source.into()))?;
         Ok(programs)
     }
 
@@ -463,7 +464,7 @@ impl Programs {
             {
                 let program = self.classifier(name)?;
                 let link = program.attach(&device, place).and_then(|id| program.take_link(id));
-                links.push(link.map_err(|source| refused(name, "attached", source))?);
+                links.push(link.map_err(|source| refused(name, Operation::Attach, source.into()))?);
             }
             self.devices.insert(device, links);
             changed = true;
@@ -479,20 +480,21 @@ impl Programs {
                 .map_err(|source| ProgramsError::Io { what: "the network namespace cannot be opened", source })?;
             let program = self.spare()?;
             let link = program.attach(&namespace).and_then(|id| program.take_link(id));
-            self.lookup = Some(link.map_err(|source| refused(flows::SPARE_PROGRAM, "attached", source))?.into());
+            self.lookup =
+                Some(link.map_err(|source| refused(flows::SPARE_PROGRAM, Operation::Attach, source.into()))?.into());
         }
         Ok(())
     }
 
     fn classifier(&mut self, name: &'static str) -> Result<&mut SchedClassifier, ProgramsError> {
         let program = self.ebpf.program_mut(name).ok_or(ProgramsError::Missing { name })?;
-        program.try_into().map_err(|source| refused(name, "loaded", source))
+        program.try_into().map_err(|source: ProgramError| refused(name, Operation::Program, source.into()))
     }
 
     fn spare(&mut self) -> Result<&mut SkLookup, ProgramsError> {
         let name = flows::SPARE_PROGRAM;
         let program = self.ebpf.program_mut(name).ok_or(ProgramsError::Missing { name })?;
-        program.try_into().map_err(|source| refused(name, "loaded", source))
+        program.try_into().map_err(|source: ProgramError| refused(name, Operation::Program, source.into()))
     }
 }
 
@@ -562,6 +564,7 @@ fn take<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) 
     M::try_from(map).map_err(|source| ProgramsError::Map { map: name, source })
 }
 
-fn refused(program: &'static str, step: &'static str, source: ProgramError) -> ProgramsError {
-    ProgramsError::Program { program, step, source: Box::new(source) }
+/// What is missing, and what to do.
+fn refused(program: &'static str, operation: Operation, error: EbpfError) -> ProgramsError {
+    ProgramsError::Kernel { program, source: Box::new(LoadError::of(operation, &NEEDED, error)) }
 }

@@ -127,7 +127,7 @@ pub enum ReadError {
 
 impl LoadError {
     /// For an error of the kernel, or of aya around one, while doing `operation`, which needs `needed`.
-    pub(super) fn of(operation: Operation, needed: &[Capability], error: EbpfError) -> Self {
+    pub(crate) fn of(operation: Operation, needed: &[Capability], error: EbpfError) -> Self {
         if let EbpfError::ProgramError(ProgramError::LoadError { io_error, verifier_log }) = &error
             && !verifier_log.to_string().trim().is_empty()
         {

@@ -5,7 +5,7 @@
 //! this tells it not to. Other C libraries have no such habit.
 
 /// To be called before the burst.
-pub(super) fn expect_burst() {
+pub(crate) fn expect_burst() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
         /// What is larger is mapped for itself and returned when freed: glibc's default, which stays in force when it
@@ -23,7 +23,7 @@ pub(super) fn expect_burst() {
 }
 
 /// To be called after the burst.
-pub(super) fn give_back() {
+pub(crate) fn give_back() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
         #[expect(unsafe_code, reason = "glibc's own function, without a safe wrapper")]
