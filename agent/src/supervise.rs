@@ -111,7 +111,7 @@ pub fn run() -> Result<ExitCode> {
                     let _ = kill(Pid::from_raw(i32::try_from(worker.id())?), signal);
                 }
             }
-            left.retain(|kept| is_needed(kept));
+            left.retain(is_needed);
             if let Some(status) = worker.try_wait().context("cannot wait for the worker")? {
                 break status;
             }

@@ -4,7 +4,7 @@
 //! nothing of them is left.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     fs::{self, File},
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
@@ -31,7 +31,7 @@ use sluice_ebpf_common::{
 use super::{devices, hints::Hints};
 use crate::{
     existing,
-    kernel::{Capability, Entry, Listeners, LoadError, Operation, memory},
+    kernel::{self, Capability, Listeners, LoadError, Operation, memory},
     supervise::Supervisor,
 };
 
@@ -353,17 +353,13 @@ impl Programs {
     }
 
     fn activate(&mut self, port: u16, hints: &Hints) -> Result<(), ProgramsError> {
-        if !self.ports.contains_key(&port) {
-            let reserve = || {
-                Reserved::new()
-                    .map_err(|source| ProgramsError::Io { what: "no port can be reserved for insertion", source })
-            };
-            let new =
-                Port { hints: Hints::default(), facing_caller: reserve()?, facing_app: reserve()?, active: false };
-            self.ports.insert(port, new);
-            self.leave_own_alone(port)?;
-        }
-        let Some(held) = self.ports.get_mut(&port) else { return Ok(()) };
+        let held = match self.ports.entry(port) {
+            Entry::Occupied(held) => held.into_mut(),
+            Entry::Vacant(vacant) => {
+                leave_own_alone(&mut self.flows, port)?;
+                vacant.insert(Port::new()?)
+            }
+        };
         // New names and values before the bits that make the programs look for them, old ones after.
         let (names, values) = (
             |source| ProgramsError::Map { map: flows::NAMES_MAP, source },
@@ -395,27 +391,6 @@ impl Programs {
         Ok(())
     }
 
-    /// Connections to a port that the agent has accepted already are no flows to be inserted into.
-    fn leave_own_alone(&mut self, port: u16) -> Result<(), ProgramsError> {
-        let own = existing::own(port);
-        let own =
-            own.map_err(|source| ProgramsError::Io { what: "the agent's connections cannot be listed", source })?;
-        for (pod, caller) in own {
-            let words = |address: IpAddr| {
-                let bytes = match address {
-                    IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
-                    IpAddr::V6(address) => address.octets(),
-                };
-                let (words, _) = bytes.as_chunks::<4>();
-                [words[0], words[1], words[2], words[3]].map(u32::from_ne_bytes)
-            };
-            let key = FlowKey { caller: words(caller.ip()), pod: words(pod.ip()), caller_port: caller.port(), port };
-            let map = |source| ProgramsError::Map { map: flows::FLOWS_MAP, source };
-            self.flows.insert(key, Flow::new(flows::State::Wire, 0), 0).map_err(map)?;
-        }
-        Ok(())
-    }
-
     fn deactivate(&mut self, port: u16) -> Result<(), ProgramsError> {
         let Some(held) = self.ports.get_mut(&port) else { return Ok(()) };
         held.active = false;
@@ -434,9 +409,9 @@ impl Programs {
 
     fn set_exempt(&mut self, exempt: &[IpNet]) -> Result<(), ProgramsError> {
         let map = |source| ProgramsError::Map { map: abi::EXEMPT_MAP, source };
-        let wanted: BTreeSet<Entry> = exempt.iter().copied().map(Entry::new).collect();
-        let held: BTreeSet<Entry> =
-            self.exempt.keys().map(|key| key.map(Entry::of_key)).collect::<Result<_, _>>().map_err(map)?;
+        let wanted: BTreeSet<kernel::Entry> = exempt.iter().copied().map(kernel::Entry::new).collect();
+        let held: BTreeSet<kernel::Entry> =
+            self.exempt.keys().map(|key| key.map(kernel::Entry::of_key)).collect::<Result<_, _>>().map_err(map)?;
         for entry in wanted.difference(&held) {
             self.exempt.insert(&entry.key(), entry.family(), 0).map_err(map)?;
         }
@@ -501,6 +476,38 @@ impl Programs {
 impl std::fmt::Debug for Programs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Programs").field("ports", &self.ports).finish_non_exhaustive()
+    }
+}
+
+/// Connections to a port that the agent has accepted already are no flows to be inserted into.
+fn leave_own_alone(map: &mut HashMap<MapData, FlowKey, Flow>, port: u16) -> Result<(), ProgramsError> {
+    let own = existing::own(port);
+    let own = own.map_err(|source| ProgramsError::Io { what: "the agent's connections cannot be listed", source })?;
+    for (pod, caller) in own {
+        let words = |address: IpAddr| {
+            let bytes = match address {
+                IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+                IpAddr::V6(address) => address.octets(),
+            };
+            let (words, _) = bytes.as_chunks::<4>();
+            [words[0], words[1], words[2], words[3]].map(u32::from_ne_bytes)
+        };
+        let key = FlowKey { caller: words(caller.ip()), pod: words(pod.ip()), caller_port: caller.port(), port };
+        let failed = |source| ProgramsError::Map { map: flows::FLOWS_MAP, source };
+        map.insert(key, Flow::new(flows::State::Wire, 0), 0).map_err(failed)?;
+    }
+    Ok(())
+}
+
+// === impl Port ===
+
+impl Port {
+    fn new() -> Result<Self, ProgramsError> {
+        let reserve = || {
+            let reserved = Reserved::new();
+            reserved.map_err(|source| ProgramsError::Io { what: "no port can be reserved for insertion", source })
+        };
+        Ok(Self { hints: Hints::default(), facing_caller: reserve()?, facing_app: reserve()?, active: false })
     }
 }
 

@@ -96,7 +96,6 @@ pub enum Answer {
 /// `bpf_spin_lock`, under the name by which the kernel finds it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
-#[allow(non_camel_case_types, reason = "the kernel looks for this name; the lint does not see it everywhere")]
 pub struct bpf_spin_lock {
     val: u32,
 }

@@ -417,9 +417,8 @@ fn returns(flow: &mut Flow, packet: &Packet, verdict: Verdict, found: u32, heads
 /// Whether the app's socket is there to be talked to; undoes the holding where it is not.
 #[inline(always)]
 fn reachable(skb: *mut __sk_buff, packet: &Packet, flow: &mut Flow, from: u32) -> Act {
-    match socket_state(skb, packet) {
-        Some(ESTABLISHED | CLOSE_WAIT) => return Act::Copy(packet.seq),
-        _ => {}
+    if let Some(ESTABLISHED | CLOSE_WAIT) = socket_state(skb, packet) {
+        return Act::Copy(packet.seq);
     }
     locked(flow, |flow| {
         if flow.state != State::Held as u32 {

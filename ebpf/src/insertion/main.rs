@@ -25,6 +25,8 @@
 //! agent changes a flow. Every failure means "to the app".
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
+#![expect(clippy::cast_possible_truncation, reason = "the kernel's lengths and numbers have 32 bits")]
+#![expect(clippy::needless_borrows_for_generic_args, reason = "a copy would take room on a stack of 512 bytes")]
 
 mod command;
 mod copy;

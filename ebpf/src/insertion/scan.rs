@@ -785,7 +785,7 @@ fn size(scratch: &mut Scratch, pos: u32) -> Verdict {
     let lower = byte | 0x20;
     let digit = if byte.is_ascii_digit() {
         byte - b'0'
-    } else if lower >= b'a' && lower <= b'f' {
+    } else if lower.is_ascii_hexdigit() {
         lower - b'a' + 10
     } else {
         if scratch.scan.text == 0 || (byte != b';' && byte != b'\r') {
