@@ -1,0 +1,186 @@
+//! Status lines (RFC 9112 §4), and where an answer ends: by its length, or chunk by chunk (§7.1).
+
+use sluice_ebpf_common::insertion as abi;
+
+use super::{
+    CRLF, MASK, MAX_LENGTH, Scan, Verdict, at, begin,
+    words::{pair, word},
+};
+use crate::maps::Scratch;
+
+/// `HTTP/1.1 200 reason`.
+#[inline(always)]
+pub(super) fn status(scratch: &mut Scratch, pos: u32) -> Verdict {
+    let rest = word(scratch, pos + 8);
+    let digits = [(rest >> 8) as u8, (rest >> 16) as u8, (rest >> 24) as u8];
+    let all_digits = digits[0].is_ascii_digit() && digits[1].is_ascii_digit() && digits[2].is_ascii_digit();
+    if word(scratch, pos) != u64::from_le_bytes(*b"HTTP/1.1") || rest as u8 != b' ' || !all_digits {
+        return Verdict::Undecided;
+    }
+    let [a, b, c] = [(digits[0] - b'0') as u32, (digits[1] - b'0') as u32, (digits[2] - b'0') as u32];
+    scratch.scan.status = 100 * a + 10 * b + c;
+    let behind = (rest >> 32) as u8;
+    if behind != b' ' && behind != b'\r' {
+        return Verdict::Undecided;
+    }
+    scratch.scan.mode = at::VALUE;
+    scratch.scan.pos = pos + 12;
+    Verdict::Running
+}
+
+/// A line with the size of a chunk begins.
+#[inline(always)]
+pub(super) fn begin_size(scan: &mut Scan) {
+    scan.mode = at::SIZE;
+    scan.text = 0;
+    scan.length = 0;
+    scan.sized = 0;
+}
+
+#[inline(always)]
+pub(super) fn end_of_answer(scan: &mut Scan, pos: u32) -> Verdict {
+    let status = scan.status;
+    let mut next = pos;
+    if status >= 200 {
+        let bodiless = scan.heads & 1 != 0 || status == 204 || status == 304;
+        if !bodiless {
+            if scan.open != 0 && scan.has_length != 0 {
+                // Two ends (RFC 9112 §6.3).
+                return Verdict::Undecided;
+            }
+            if scan.open != 0 {
+                begin_size(scan);
+                return goes_on(scan, pos);
+            }
+            if scan.has_length == 0 {
+                scan.unknown = 1;
+                scan.next = pos;
+                return Verdict::Clean;
+            }
+            next = pos + scan.length as u32;
+        }
+        scan.next = next;
+        if next > scan.total {
+            return Verdict::Clean;
+        }
+        return end_of_whole(scan, next);
+    } else if status == 101 {
+        return Verdict::Undecided;
+    }
+    begin_answer(scan, next)
+}
+
+/// An answer is whole, body and all.
+#[inline(always)]
+pub(super) fn end_of_whole(scan: &mut Scan, next: u32) -> Verdict {
+    scan.found += 1;
+    scan.heads >>= 1;
+    begin_answer(scan, next)
+}
+
+#[inline(always)]
+pub(super) fn begin_answer(scan: &mut Scan, next: u32) -> Verdict {
+    scan.next = next;
+    if next == scan.total {
+        return Verdict::Clean;
+    }
+    scan.pos = next;
+    scan.mode = at::STATUS;
+    begin(scan);
+    Verdict::Running
+}
+
+/// The line with the size of a chunk has ended before `pos`.
+#[inline(always)]
+pub(super) fn end_of_size(scratch: &mut Scratch, pos: u32) -> Verdict {
+    scratch.scan.sized = 0;
+    if scratch.scan.length == 0 {
+        scratch.scan.trailer = 1;
+        scratch.scan.pos = pos;
+        return Verdict::Running;
+    }
+    let next = pos + scratch.scan.length as u32 + 2;
+    // What is not here cannot be looked at; the parser would find the same place, or doubt it.
+    let (first_is_here, both_are) = (next - 1 <= scratch.scan.len, next <= scratch.scan.len);
+    let first = scratch.bytes[((next - 2) & MASK) as usize];
+    if (first_is_here && first != b'\r') || (both_are && pair(scratch, next - 2) != CRLF) {
+        return Verdict::Undecided;
+    }
+    begin_size(&mut scratch.scan);
+    goes_on(&mut scratch.scan, next)
+}
+
+/// A chunk begins at `pos`, here, behind the window or in another packet.
+#[inline(always)]
+pub(super) fn goes_on(scan: &mut Scan, pos: u32) -> Verdict {
+    scan.pos = pos;
+    if pos >= scan.total {
+        scan.next = pos;
+        return Verdict::Chunks;
+    }
+    Verdict::Running
+}
+
+/// The size of a chunk (RFC 9112 §7.1).
+#[inline(always)]
+pub(super) fn size(scratch: &mut Scratch, pos: u32) -> Verdict {
+    let byte = scratch.bytes[(pos & MASK) as usize];
+    let lower = byte | 0x20;
+    let digit = if byte.is_ascii_digit() {
+        byte - b'0'
+    } else if byte.is_ascii_hexdigit() {
+        lower - b'a' + 10
+    } else {
+        if scratch.scan.text == 0 || (byte != b';' && byte != b'\r') {
+            return Verdict::Undecided;
+        }
+        scratch.scan.sized = 1;
+        scratch.scan.mode = at::VALUE;
+        return Verdict::Running;
+    };
+    scratch.scan.length = scratch.scan.length << 4 | digit as u64;
+    scratch.scan.text += 1;
+    scratch.scan.pos = pos + 1;
+    if scratch.scan.length > MAX_LENGTH || scratch.scan.text > 15 { Verdict::Undecided } else { Verdict::Running }
+}
+
+/// Behind the bytes that are there.
+#[inline(always)]
+pub(super) fn beyond(scan: &mut Scan, mode: u32, pos: u32) -> Verdict {
+    if scan.answers == 0 {
+        // Its end is in another packet, or behind the window.
+        return Verdict::Undecided;
+    }
+    let boundary = mode == at::LINE || mode == at::STATUS || (mode == at::SIZE && scan.text == 0);
+    scan.next = pos;
+    if scan.len < scan.total && pos < scan.total {
+        if mode == at::VALUE {
+            // Words were read over the end, but what is not there has to be read yet.
+            if pos > scan.len {
+                scan.next = scan.len;
+            }
+            return Verdict::More;
+        }
+        if boundary {
+            return Verdict::More;
+        }
+        if scan.line > 0 {
+            scan.next = scan.line;
+            scan.mode = at::LINE;
+            return Verdict::More;
+        }
+        return Verdict::Undecided;
+    }
+    if mode == at::LINE && pos == scan.total && scan.trailer == 0 && scan.sized == 0 {
+        return Verdict::Lines;
+    }
+    Verdict::Undecided
+}
+
+/// What is known of the head of an answer that goes on in another packet, and the length in it.
+#[inline(always)]
+pub(crate) fn answer_head(scan: &Scan) -> (u32, u32) {
+    let length = if scan.has_length != 0 { abi::HEAD_LENGTH } else { 0 };
+    let open = if scan.open != 0 { abi::HEAD_OPEN } else { 0 };
+    (scan.status | length | open, scan.length as u32)
+}
