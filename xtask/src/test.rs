@@ -19,6 +19,41 @@ pub(crate) struct TestArgs {
     arguments: Vec<String>,
 }
 
+/// The rings that run a second time with live insertion, in which the agents' rules leave the way open.
+const RINGS: [&str; 10] = [
+    "--test",
+    "net-deciding",
+    "--test",
+    "net-http2",
+    "--test",
+    "net-odd",
+    "--test",
+    "net-taking",
+    "--test",
+    "net-breaking",
+];
+/// What starts agents like that.
+const WAY: (&str, &str) = ("SLUICE_STEERING", "insertion");
+/// Tests that look at what only the other way does.
+const LOOKUP_ONLY: [&str; 9] = [
+    // They count the agent's own connections, or what it passed on as bytes, and here it has none of them.
+    "b13_requests_that_are_not_taken_open_no_connections",
+    "ten_thousand_idle_connections_take_little_memory",
+    "b05_answers_in_doubt_lose_nothing",
+    // It waits until the agent has the greeting that the kernel keeps back here.
+    "b08_a_server_may_greet_before_its_caller",
+    // nghttpx defers `accept`, and the first connection tells.
+    "b08_an_upgraded_connection_is_decided_request_by_request",
+    // Connections from before are served here.
+    "a12_connections_from_before",
+    // A request that its caller resets at once is not joined any more.
+    "a13_reset",
+    // The programs stay attached for as long as connections depend on them.
+    "c08_connections_of_every_phase_go_on",
+    // Each rule says its way here.
+    "the_way_of_each",
+];
+
 /// Runs the command.
 pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
     let privileged = system::is_root();
@@ -38,15 +73,17 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
     cargo::build_for_tests()?;
     // `--include-ignored` is not for examples in documentation: there `ignore` means what it says.
     let current = crate::manifests::is_current()?;
-    let programs = cargo_test(args, &["--lib", "--bins", "--tests"], privileged)?;
-    let examples = cargo_test(args, &["--doc"], false)?;
+    let programs = cargo_test(args, &["--lib", "--bins", "--tests"], privileged, None)?;
+    let inserted = privileged.then(|| cargo_test(args, &RINGS, true, Some(WAY))).transpose()?;
+    let examples = cargo_test(args, &["--doc"], false, None)?;
     let on_cluster = on_cluster.then(|| test_on_cluster(args, given)).transpose()?;
     println!();
     println!("manifests are what the code says: {}", ran(current));
     println!("unit tests in each crate: {}", ran(programs));
     println!("examples in the documentation: {}", ran(examples));
-    if privileged {
+    if let Some(inserted) = inserted {
         println!("tests on real kernel networking (tests/net and others that need root): {}", ran(programs));
+        println!("the same rings with live insertion: {}", ran(inserted));
     } else {
         println!(
             "tests on real kernel networking (counted as ignored above): SKIPPED, they need root: \
@@ -60,7 +97,8 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
             println!("tests on a real Kubernetes (tests/k8s): SKIPPED, {why}");
         }
     }
-    Ok(if current && programs && examples && on_cluster != Some(false) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let all = [Some(current), Some(programs), inserted, Some(examples), on_cluster];
+    Ok(if all.contains(&Some(false)) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// Builds Kubernetes, if it is not there yet and nobody has given a cluster, and runs the ring that needs it.
@@ -73,14 +111,15 @@ fn test_on_cluster(args: &TestArgs, given: bool) -> Result<bool> {
         }
         started = cluster::down_afterwards()?;
     }
-    let well = cargo_test(args, &["--test", "cluster"], true)?;
+    let well = cargo_test(args, &["--test", "cluster"], true, None)?;
     if let Some(take_down) = started {
         take_down()?;
     }
     Ok(well)
 }
 
-fn cargo_test(args: &TestArgs, targets: &[&str], include_ignored: bool) -> Result<bool> {
+/// `way`: what the agents are started with.
+fn cargo_test(args: &TestArgs, targets: &[&str], include_ignored: bool, way: Option<(&str, &str)>) -> Result<bool> {
     let mut command = cargo::command(&["test", "--workspace", "--no-fail-fast"])?;
     command.args(targets).args(&args.filter).env("PATH", system::path()?);
     // A failed test says what it has seen; the stack of the error that carried it out of the test adds nothing.
@@ -90,6 +129,10 @@ fn cargo_test(args: &TestArgs, targets: &[&str], include_ignored: bool) -> Resul
     command.arg("--").args(&args.arguments);
     if include_ignored {
         command.arg("--include-ignored");
+    }
+    if let Some((name, value)) = way {
+        command.env(name, value);
+        LOOKUP_ONLY.iter().for_each(|test| _ = command.args(["--skip", test]));
     }
     Ok(command.status().context("cannot run cargo")?.success())
 }
