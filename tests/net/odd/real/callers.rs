@@ -10,13 +10,17 @@ use sluice_tests::{
     stage::{MATCHING, OTHER},
 };
 
-use super::super::random::Random;
+use crate::random::Random;
 
-/// How many requests a server gets in all.
-const REQUESTS: usize = 10_000;
-
-/// How many connections they come over.
-const CALLERS: usize = 16;
+/// What is sent in all.
+pub(crate) struct Load {
+    /// How many requests.
+    pub(crate) requests: usize,
+    /// How many connections they come over.
+    pub(crate) callers: usize,
+    /// One in so many fits the rule.
+    pub(crate) fits_once_in: usize,
+}
 
 /// Most requests that are sent before the first of them is answered.
 const MOST_AT_ONCE: usize = 6;
@@ -35,12 +39,12 @@ struct Ask {
 // === impl Ask ===
 
 impl Ask {
-    fn new(random: &mut Random, number: usize) -> Self {
+    fn new(random: &mut Random, number: usize, fits_once_in: usize) -> Self {
         let method = random.pick(&["GET", "GET", "POST", "POST", "PUT", "PATCH", "DELETE", "HEAD"]);
         let most = random.pick(&[1, 100, 100, 2_000, 2_000, 20_000, 20_000, 200_000]);
         let size = if matches!(method, "GET" | "HEAD" | "DELETE") { 0 } else { random.below(most) };
         let expects = size > 0 && random.once_in(8);
-        let (taken, chunked) = (random.once_in(5), size > 0 && random.once_in(2));
+        let (taken, chunked) = (random.once_in(fits_once_in), size > 0 && random.once_in(2));
         Self { number, method, taken, body: random.bytes(size), chunked, expects }
     }
 
@@ -79,11 +83,11 @@ impl Ask {
 }
 
 /// Sends all requests to the server and checks each answer; returns how many fitted the rule.
-pub(super) async fn call(from: &Host, to: SocketAddr) -> Result<usize> {
-    let taken = try_join_all((0..CALLERS).map(async |caller| {
+pub(crate) async fn call(from: &Host, to: SocketAddr, load: &Load) -> Result<usize> {
+    let taken = try_join_all((0..load.callers).map(async |caller| {
         let mut random = Random::new(u64::try_from(caller)?);
-        let numbers = (0..REQUESTS).filter(|number| number % CALLERS == caller);
-        let mut asks: VecDeque<_> = numbers.map(|number| Ask::new(&mut random, number)).collect();
+        let numbers = (0..load.requests).filter(|number| number % load.callers == caller);
+        let mut asks: VecDeque<_> = numbers.map(|number| Ask::new(&mut random, number, load.fits_once_in)).collect();
         let taken = asks.iter().filter(|ask| ask.taken).count();
         while !asks.is_empty() {
             let mut connection = Http1Caller::connect(from, to).await?;

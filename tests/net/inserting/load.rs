@@ -1,0 +1,57 @@
+//! f07: many connections, few requests that fit, in front of servers that many apps are made with.
+
+use anyhow::{Context as _, Result, ensure};
+use sluice_tests::{Host, Process, peers::http1::Http1App};
+
+use crate::{
+    Scene,
+    callers::{Load, call},
+    programs,
+    programs::{PORT, echo},
+};
+
+/// How many requests a server gets, instead of the few that a test of a minute takes. 100000 is the case's number.
+const SIZE: &str = "SLUICE_TEST_F07_REQUESTS";
+
+async fn play(name: &str, start: impl AsyncFnOnce(&Host) -> Result<(Process, Option<Http1App>)>) -> Result<()> {
+    #[expect(clippy::disallowed_methods, reason = "how long a test runs is for who runs it to say")]
+    let size = std::env::var(SIZE).ok();
+    let requests = size.map_or(Ok(4_000), |size| size.parse()).with_context(|| format!("{SIZE} is no number"))?;
+    let load = Load { requests, callers: 64, fits_once_in: 50 };
+    let scene = Scene::set(name, &[PORT]).await?;
+    let local = Http1App::with(&scene.stage.laptop, crate::any(PORT), "laptop", echo)?;
+    let (server, _behind) = Box::pin(start(&scene.stage.pod)).await?;
+    let begin = std::time::Instant::now();
+    let taken = Box::pin(call(&scene.stage.caller, scene.stage.pod.at(PORT), &load)).await?;
+    let look = scene.look().await?;
+    eprintln!("{name}: {requests} requests, of which {taken} fit, in {:?}; {look:?}", begin.elapsed());
+    ensure!(local.requests().len() == taken, "{} requests at the laptop, {taken} fit", local.requests().len());
+    ensure!(server.is_running(), "the server has ended");
+    let complaints = server.output();
+    ensure!(!complaints.contains("rror"), "the server complains: {complaints}");
+    ensure!(look.passed > 0 && look.steered == 0, "{look:?}");
+    scene.ensure_inserted(u64::try_from(taken)?.min(64)).await?;
+    scene.finish()
+}
+
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn f07_nginx() -> Result<()> {
+    Box::pin(play("f07_nginx", async |host| {
+        let (server, behind) = programs::nginx(host).await?;
+        Ok((server, Some(behind)))
+    }))
+    .await
+}
+
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn f07_a_blocking_python_server() -> Result<()> {
+    Box::pin(play("f07_python", async |host| Ok((programs::python(host).await?, None)))).await
+}
+
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn f07_nodes_server() -> Result<()> {
+    Box::pin(play("f07_node", async |host| Ok((programs::node(host).await?, None)))).await
+}
