@@ -41,9 +41,11 @@ fn head(method: &str, (name, value): (&str, &str), more: &str) -> Vec<u8> {
 #[ignore = "needs root: cargo xtask test"]
 async fn f03_heads_in_two_packets() -> Result<()> {
     play(Scene::set("f03_two", &[]).await?, async |scene| {
+        let mut connections = 0;
         for (header, by) in SIDES {
             let whole = head("GET", header, "");
             for at in 1..whole.len() {
+                connections += 1;
                 let mut caller = scene.connect().await?;
                 // Every other time it is the connection's first request.
                 if at % 2 == 0 {
@@ -57,7 +59,7 @@ async fn f03_heads_in_two_packets() -> Result<()> {
                 ask(&mut caller, OURS).await.with_context(|| format!("{by}, behind a split at {at}"))?;
             }
         }
-        scene.ensure_inserted(100).await
+        scene.ensure_inserted(connections).await
     })
     .await
 }

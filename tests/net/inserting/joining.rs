@@ -76,7 +76,7 @@ async fn f01_the_agent_leaves_where_nothing_was_taken_and_joins_again() -> Resul
         let look = scene.look().await?;
         // Where the test's own thread was late, the agent may have been as well.
         ensure!(look.returned * 10 >= ROUNDS * 9, "it hardly ever leaves: {look:?}");
-        ensure!(look.passed >= look.returned * 2, "the app is not left alone: {look:?}");
+        ensure!(look.passed >= look.returned, "the app is not left alone: {look:?}");
         ensure!(scene.insertions().await? == look.held, "{look:?}");
         ask(&mut caller, OURS).await.context("one that fits")?;
         ask(&mut caller, THEIRS).await.context("behind it")?;

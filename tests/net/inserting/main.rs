@@ -111,14 +111,16 @@ impl Scene {
 
     /// That no held request was let go to the app.
     async fn ensure_none_let_go(&self) -> Result<()> {
-        let metrics = self.agent.metrics().await?;
-        let let_go: Vec<_> = metrics
-            .lines()
-            .filter(|line| line.starts_with("sluice_agent_not_inserted") && !line.ends_with(" 0"))
-            .collect();
-        let look = self.look().await?;
+        let (let_go, look) = (self.let_go().await?, self.look().await?);
         ensure!(let_go.is_empty() && look.late == 0, "held requests were let go: {let_go:?}, {look:?}");
         Ok(())
+    }
+
+    /// How many held requests were let go to the app, by reason.
+    async fn let_go(&self) -> Result<Vec<String>> {
+        let metrics = self.agent.metrics().await?;
+        let lines = metrics.lines().filter(|line| line.starts_with("sluice_agent_not_inserted"));
+        Ok(lines.filter(|line| !line.ends_with(" 0")).map(str::to_owned).collect())
     }
 
     fn finish(self) -> Result<()> {
@@ -136,7 +138,10 @@ where
     T: AsyncFnOnce(&Scene) -> Result<()>,
 {
     let done = Box::pin(tokio::time::timeout(LIMIT, test(&scene))).await;
-    done.map_err(|_| anyhow::anyhow!("not through within {LIMIT:?}"))??;
+    if let Err(error) = done.unwrap_or_else(|_| Err(anyhow::anyhow!("not through within {LIMIT:?}"))) {
+        let status = scene.agent.status().await.map(|status| (status.insertion, status.counters));
+        return Err(error.context(format!("{status:?}, let go {:?}", scene.let_go().await)));
+    }
     scene.finish()
 }
 

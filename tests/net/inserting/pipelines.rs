@@ -4,10 +4,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use futures_util::future::try_join_all;
-use sluice_tests::peers::http1::request;
+use sluice_tests::peers::{
+    http1::{Http1Caller, request},
+    raw::{RawApp, Script},
+};
 
 use crate::{
-    OURS, SOON, Scene, THEIRS, ask, play,
+    OURS, SOON, Scene, THEIRS, any, ask, play,
+    programs::echo,
     slow::{Ask, pipeline, slow_app},
 };
 
@@ -122,7 +126,7 @@ async fn f03_one_that_fits_waits_for_the_answer_that_is_owed_before_it() -> Resu
         let (from, to) = (&scene.stage.caller, scene.stage.pod.at(SLOW));
         for slowness in [1, 5, 50, 300] {
             for (method, size) in [("GET", 0), ("HEAD", 0), ("POST", 20_000)] {
-                let mut caller = sluice_tests::peers::http1::Http1Caller::connect(from, to).await?;
+                let mut caller = Http1Caller::connect(from, to).await?;
                 let slow = ("x-slowness", slowness.to_string());
                 let slow = (slow.0, slow.1.as_str());
                 let body = vec![b'b'; size];
@@ -143,6 +147,71 @@ async fn f03_one_that_fits_waits_for_the_answer_that_is_owed_before_it() -> Resu
             }
         }
         scene.ensure_inserted(12).await
+    })
+    .await
+}
+
+/// Answers of an app that is alone, in one packet, and behind them one that fits: none of them is owed any more.
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn f03_one_that_fits_behind_pipelined_answers_of_every_framing() -> Result<()> {
+    const CHUNKED: &str =
+        "HTTP/1.1 200 OK\r\nx-answered-by: pod\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n";
+    const SIZED: &str = "HTTP/1.1 200 OK\r\nx-answered-by: pod\r\ncontent-length: 2\r\n\r\nok";
+    const EMPTY: &str = "HTTP/1.1 200 OK\r\nx-answered-by: pod\r\ncontent-length: 0\r\n\r\n";
+    let framings = [
+        ("sized", [SIZED, SIZED, SIZED]),
+        ("chunked", [CHUNKED, CHUNKED, CHUNKED]),
+        ("chunked last", [SIZED, EMPTY, CHUNKED]),
+        ("chunked, then sized", [CHUNKED, SIZED, SIZED]),
+        ("chunked, then empty", [CHUNKED, EMPTY, EMPTY]),
+    ];
+    let local = b"HTTP/1.1 200 OK\r\nx-answered-by: laptop\r\ncontent-length: 0\r\n\r\n";
+    let mut wrong = Vec::new();
+    for (number, (what, answers)) in framings.into_iter().enumerate() {
+        let scene = Scene::set(&format!("f03_framing{number}"), &[SLOW]).await?;
+        let script = Script::new().read_until(b"/third HTTP/1.1\r\nHost: app.test\r\nx-user: bertil\r\n\r\n");
+        let _app = RawApp::start(&scene.stage.pod, any(SLOW), script.send(answers.concat().as_bytes()))?;
+        let _local =
+            RawApp::start(&scene.stage.laptop, any(SLOW), Script::new().read_until(b"\r\n\r\n").send(local).again())?;
+        let mut caller = Http1Caller::connect(&scene.stage.caller, scene.stage.pod.at(SLOW)).await?;
+        let three = ["/first", "/second", "/third"].map(|target| request("GET", target, &[THEIRS.0], b"")).concat();
+        caller.send(&three).await?;
+        for _ in 0..3 {
+            ensure!(caller.response("GET").await?.answered_by() == Some("pod"));
+        }
+        caller.send(&request("GET", "/fourth", &[OURS.0], b"")).await?;
+        match tokio::time::timeout(Duration::from_secs(2), caller.response("GET")).await {
+            Ok(Ok(answer)) if answer.answered_by() == Some("laptop") => {}
+            // The app here says nothing to a fourth one.
+            other => {
+                wrong.push(format!("{what}: {other:?}, {:?}, let go {:?}", scene.look().await?, scene.let_go().await?))
+            }
+        }
+        scene.finish()?;
+    }
+    ensure!(wrong.is_empty(), "{wrong:#?}");
+    Ok(())
+}
+
+/// The same without pipelining, for bodies of many sizes in chunks: one request, all of its answer, and one that fits.
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn f03_one_that_fits_behind_a_chunked_answer() -> Result<()> {
+    play(Scene::with("f03_chunked", &[], echo).await?, async |scene| {
+        for size in [1, 3, 1_447, 1_449, 2_895, 10_001, 14_001, 20_001, 65_001, 65_537, 100_001, 150_001, 199_999] {
+            let what = || format!("a chunked answer of {size} bytes");
+            let mut caller = scene.connect().await?;
+            let body = vec![b'b'; size];
+            for (header, by) in [THEIRS, THEIRS, OURS, THEIRS, OURS] {
+                caller.send(&request("POST", "/", &[header], &body)).await?;
+                let answer = tokio::time::timeout(SOON, caller.response("POST")).await.with_context(what)?;
+                let answer = answer.with_context(what)?;
+                ensure!(answer.answered_by() == Some(by), "{}: by {:?} instead of {by}", what(), answer.answered_by());
+                ensure!(answer.body == body, "{}: another body", what());
+            }
+        }
+        scene.ensure_inserted(13).await
     })
     .await
 }

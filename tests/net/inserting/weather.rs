@@ -23,7 +23,7 @@ use crate::{
     programs::{PORT, echo},
 };
 
-const LOAD: Load = Load { requests: 600, callers: 12, fits_once_in: 4 };
+const LOAD: Load = Load { requests: 600, callers: 12, fits_once_in: 4, at_once: 1 };
 
 /// A scene with apps that send back what they get, the load on it, and whether the agent was inserted into all of that.
 async fn under(name: &str, prepare: impl AsyncFnOnce(&Scene) -> Result<SocketAddr>) -> Result<()> {

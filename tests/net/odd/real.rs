@@ -13,7 +13,7 @@ use self::{
 };
 use crate::{Ruled, any};
 
-const LOAD: Load = Load { requests: 10_000, callers: 16, fits_once_in: 5 };
+const LOAD: Load = Load { requests: 10_000, callers: 16, fits_once_in: 5, at_once: 6 };
 
 async fn play(name: &str, start: impl AsyncFnOnce(&Host) -> Result<(Process, Option<Http1App>)>) -> Result<()> {
     let ruled = Box::pin(Ruled::set(name, &[PORT])).await?;

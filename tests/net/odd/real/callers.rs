@@ -20,10 +20,9 @@ pub(crate) struct Load {
     pub(crate) callers: usize,
     /// One in so many fits the rule.
     pub(crate) fits_once_in: usize,
+    /// Most requests of a connection that are sent before the first of them is answered.
+    pub(crate) at_once: usize,
 }
-
-/// Most requests that are sent before the first of them is answered.
-const MOST_AT_ONCE: usize = 6;
 
 /// A request and what its answer must be.
 struct Ask {
@@ -91,7 +90,7 @@ pub(crate) async fn call(from: &Host, to: SocketAddr, load: &Load) -> Result<usi
         let taken = asks.iter().filter(|ask| ask.taken).count();
         while !asks.is_empty() {
             let mut connection = Http1Caller::connect(from, to).await?;
-            while !asks.is_empty() && some(&mut connection, &mut asks, &mut random).await? {}
+            while !asks.is_empty() && some(&mut connection, &mut asks, &mut random, load.at_once).await? {}
         }
         anyhow::Ok(taken)
     }));
@@ -100,8 +99,13 @@ pub(crate) async fn call(from: &Host, to: SocketAddr, load: &Load) -> Result<usi
 
 /// Sends the next requests, one or several at once, and takes those away that are answered. False where the server has
 /// ended the connection: what was behind that is not answered and comes again, on another.
-async fn some(connection: &mut Http1Caller, asks: &mut VecDeque<Ask>, random: &mut Random) -> Result<bool> {
-    let most = if random.once_in(3) { 1 + random.below(MOST_AT_ONCE) } else { 1 };
+async fn some(
+    connection: &mut Http1Caller,
+    asks: &mut VecDeque<Ask>,
+    random: &mut Random,
+    at_once: usize,
+) -> Result<bool> {
+    let most = if random.once_in(3) { 1 + random.below(at_once) } else { 1 };
     // Who expects to be told has nothing behind it.
     let alone = asks.iter().position(|ask| ask.expects).unwrap_or(most).max(1);
     let count = most.min(alone).min(asks.len());
