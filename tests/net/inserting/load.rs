@@ -1,10 +1,12 @@
 //! f07: many connections, few requests that fit, in front of servers that many apps are made with.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
 use sluice_tests::{Host, Process, peers::http1::Http1App};
 
 use crate::{
-    Scene,
+    LIMIT, Scene,
     callers::{Load, call},
     programs,
     programs::{PORT, echo},
@@ -22,7 +24,8 @@ async fn play(
     let size = std::env::var(SIZE).ok();
     let requests = size.map_or(Ok(4_000), |size| size.parse()).with_context(|| format!("{SIZE} is no number"))?;
     let load = Load { requests, callers: 64, fits_once_in: 50, at_once };
-    Box::pin(crate::play(Scene::set(name, &[PORT]).await?, async |scene| {
+    let limit = LIMIT + Duration::from_millis(50) * u32::try_from(requests)?;
+    Box::pin(crate::play_within(limit, Scene::set(name, &[PORT]).await?, async |scene| {
         let local = Http1App::with(&scene.stage.laptop, crate::any(PORT), "laptop", echo)?;
         let (server, _behind) = Box::pin(start(&scene.stage.pod)).await?;
         let begin = std::time::Instant::now();

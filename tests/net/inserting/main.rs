@@ -137,8 +137,16 @@ async fn play<T>(scene: Scene, test: T) -> Result<()>
 where
     T: AsyncFnOnce(&Scene) -> Result<()>,
 {
-    let done = Box::pin(tokio::time::timeout(LIMIT, test(&scene))).await;
-    if let Err(error) = done.unwrap_or_else(|_| Err(anyhow::anyhow!("not through within {LIMIT:?}"))) {
+    play_within(LIMIT, scene, test).await
+}
+
+/// The same within another time.
+async fn play_within<T>(limit: Duration, scene: Scene, test: T) -> Result<()>
+where
+    T: AsyncFnOnce(&Scene) -> Result<()>,
+{
+    let done = Box::pin(tokio::time::timeout(limit, test(&scene))).await;
+    if let Err(error) = done.unwrap_or_else(|_| Err(anyhow::anyhow!("not through within {limit:?}"))) {
         let status = scene.agent.status().await.map(|status| (status.insertion, status.counters));
         return Err(error.context(format!("{status:?}, let go {:?}", scene.let_go().await)));
     }

@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use futures_util::future::try_join_all;
 use sluice_tests::{Agent, Client, Process, peers::http1::Http1Caller, stage::Rule};
 
-use crate::{HTTP, Scene, THEIRS, ask, play};
+use crate::{HTTP, OURS, Scene, THEIRS, ask, play};
 
 const CALLERS: usize = 20;
 const EACH: usize = 100;
@@ -104,4 +104,37 @@ async fn f02_the_same_costs_time_and_sockets_where_it_passes_through_the_agent()
     ensure!(busy > MOST * 2 * u32::try_from(REQUESTS)?, "only {busy:?}: the bound of the other test is too high");
     ensure!(agent.process().open_sockets()? >= sockets + CALLERS, "sockets are not counted well");
     stage.finish()
+}
+
+/// Connections that the agent has to stay in cost it nothing while nothing happens in them.
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn f02_inserted_connections_cost_nothing_while_they_are_idle() -> Result<()> {
+    const WHILE: Duration = Duration::from_secs(3);
+    play(Scene::set("f02_idle", &[]).await?, async |scene| {
+        let mut callers = Vec::new();
+        for _ in 0..100 {
+            let mut caller = scene.connect().await?;
+            for turn in [OURS, THEIRS] {
+                ask(&mut caller, turn).await?;
+            }
+            callers.push(caller);
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let lines = |output: String| output.lines().count();
+        let before = lines(scene.agent.process().output());
+        let idle = used(scene.agent.process(), async {
+            tokio::time::sleep(WHILE).await;
+            Ok(())
+        })
+        .await?;
+        let said = lines(scene.agent.process().output()) - before;
+        eprintln!(
+            "f02: with 100 idle inserted connections the agent used {idle:?} in {WHILE:?} and logged {said} lines"
+        );
+        ensure!(said < 10, "{said} lines in its log, for nothing");
+        ensure!(idle < WHILE / 100, "{idle:?} in {WHILE:?}");
+        Ok(())
+    })
+    .await
 }
