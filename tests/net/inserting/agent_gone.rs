@@ -96,7 +96,7 @@ async fn f06_a_killed_agent_takes_only_the_connections_with_it_that_it_is_in() -
         Ok(())
     })
     .await?;
-    let Scene { stage, .. } = scene;
+    let Scene { stage, .. } = *scene;
     stage.finish()
 }
 
@@ -126,6 +126,6 @@ async fn f06_native_connections_never_notice_while_they_are_busy() -> Result<()>
     let (counts, ()) = tokio::try_join!(try_join_all((0..20).map(busy)), story)?;
     ensure!(counts.iter().all(|&count| count > 10), "{counts:?}");
     scene.stage.pod.nothing_left(SOON).await?;
-    let Scene { stage, .. } = scene;
+    let Scene { stage, .. } = *scene;
     stage.finish()
 }

@@ -20,7 +20,6 @@ async fn play(
     at_once: usize,
     start: impl AsyncFnOnce(&Host) -> Result<(Process, Option<Http1App>)>,
 ) -> Result<()> {
-    #[expect(clippy::disallowed_methods, reason = "how long a test runs is for who runs it to say")]
     let size = std::env::var(SIZE).ok();
     let requests = size.map_or(Ok(4_000), |size| size.parse()).with_context(|| format!("{SIZE} is no number"))?;
     let load = Load { requests, callers: 64, fits_once_in: 50, at_once };

@@ -61,26 +61,26 @@ struct Scene {
 // === impl Scene ===
 
 impl Scene {
-    async fn set(name: &str, more: &[u16]) -> Result<Self> {
-        Self::with(name, more, Answer::identity).await
+    async fn set(name: &str, more: &[u16]) -> Result<Box<Self>> {
+        Box::pin(Self::with(name, more, Answer::identity)).await
     }
 
     /// Whose apps at [`HTTP`] have answers of their own.
-    async fn with(name: &str, more: &[u16], respond: fn(&str, &Request) -> Answer) -> Result<Self> {
+    async fn with(name: &str, more: &[u16], respond: fn(&str, &Request) -> Answer) -> Result<Box<Self>> {
         let stage = Stage::new(name)?;
         let rules = Rule::file(&[stage.header("mine", &[&[HTTP], more].concat())]);
-        Self::on(stage, more, respond, &rules).await
+        Box::pin(Self::on(stage, more, respond, &rules)).await
     }
 
     /// On a stage that was prepared, with these rules.
-    async fn on(stage: Stage, more: &[u16], respond: fn(&str, &Request) -> Answer, rules: &str) -> Result<Self> {
+    async fn on(stage: Stage, more: &[u16], respond: fn(&str, &Request) -> Answer, rules: &str) -> Result<Box<Self>> {
         let app = Http1App::with(&stage.pod, any(HTTP), "pod", respond)?;
         let local = Http1App::with(&stage.laptop, any(HTTP), "laptop", respond)?;
         let agent = Agent::builder(&stage.pod).argument("--steering=insertion").start(rules).await?;
         let ports: Vec<_> = [&[HTTP], more].concat().iter().map(u16::to_string).collect();
         let ports: Vec<_> = ports.iter().map(String::as_str).collect();
         let client = Client::start(&stage.laptop, &agent, &stage.key, &ports).await?;
-        Ok(Self { stage, agent, _client: client, app, local })
+        Ok(Box::new(Self { stage, agent, _client: client, app, local }))
     }
 
     /// Where the caller finds the app at [`HTTP`].
@@ -123,8 +123,8 @@ impl Scene {
         Ok(lines.filter(|line| !line.ends_with(" 0")).map(str::to_owned).collect())
     }
 
-    fn finish(self) -> Result<()> {
-        let Self { stage, agent, .. } = self;
+    fn finish(self: Box<Self>) -> Result<()> {
+        let Self { stage, agent, .. } = *self;
         ensure!(agent.process().is_running(), "the agent has ended");
         let log = agent.process().output();
         ensure!(!log.contains("panicked"), "the agent has panicked");
@@ -133,15 +133,15 @@ impl Scene {
 }
 
 /// Runs a test on a scene, within [`LIMIT`].
-async fn play<T>(scene: Scene, test: T) -> Result<()>
+async fn play<T>(scene: Box<Scene>, test: T) -> Result<()>
 where
     T: AsyncFnOnce(&Scene) -> Result<()>,
 {
-    play_within(LIMIT, scene, test).await
+    Box::pin(play_within(LIMIT, scene, test)).await
 }
 
 /// The same within another time.
-async fn play_within<T>(limit: Duration, scene: Scene, test: T) -> Result<()>
+async fn play_within<T>(limit: Duration, scene: Box<Scene>, test: T) -> Result<()>
 where
     T: AsyncFnOnce(&Scene) -> Result<()>,
 {

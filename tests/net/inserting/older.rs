@@ -24,11 +24,11 @@ const ELSEWHERE: u16 = 8079;
 const MIB: u64 = 1 << 20;
 
 /// A scene in which nothing is intercepted yet at the ports of the tests, and the rules that change that.
-async fn before(name: &str) -> Result<(Scene, String)> {
+async fn before(name: &str) -> Result<(Box<Scene>, String)> {
     let stage = Stage::new(name)?;
     let rules = |ports: &[u16]| Rule::file(&[stage.header("mine", ports)]);
     let (none, some) = (rules(&[ELSEWHERE]), rules(&[ELSEWHERE, HTTP, SCRIPTED]));
-    Ok((Scene::on(stage, &[SCRIPTED], Answer::identity, &none).await?, some))
+    Ok((Box::pin(Scene::on(stage, &[SCRIPTED], Answer::identity, &none)).await?, some))
 }
 
 #[tokio::test]

@@ -185,7 +185,7 @@ async fn f03_one_that_fits_behind_pipelined_answers_of_every_framing() -> Result
             Ok(Ok(answer)) if answer.answered_by() == Some("laptop") => {}
             // The app here says nothing to a fourth one.
             other => {
-                wrong.push(format!("{what}: {other:?}, {:?}, let go {:?}", scene.look().await?, scene.let_go().await?))
+                wrong.push(format!("{what}: {other:?}, {:?}, let go {:?}", scene.look().await?, scene.let_go().await?));
             }
         }
         scene.finish()?;
