@@ -56,6 +56,8 @@ pub struct Status {
     pub rules: RulesStatus,
     /// What the kernel holds.
     pub kernel: KernelStatus,
+    /// What the packet programs hold and have counted.
+    pub insertion: InsertionStatus,
     /// Who is connected.
     pub clients: Vec<ClientStatus>,
     /// Counters by name.
@@ -91,6 +93,27 @@ pub struct KernelStatus {
     pub attached: bool,
     /// What is steered.
     pub ports: Vec<PortStatus>,
+}
+
+/// Ports at which the agent is inserted when it is needed; nothing with another way of steering.
+#[derive(Clone, Debug, Deserialize)]
+pub struct InsertionStatus {
+    /// Whether the packet programs are attached.
+    pub attached: bool,
+    /// What they look at.
+    pub ports: Vec<u16>,
+    /// Where.
+    pub devices: Vec<String>,
+    /// Requests that the app got without the agent.
+    pub passed: u64,
+    /// Requests that were kept for the agent.
+    pub held: u64,
+    /// Held requests that were let go because nobody took them.
+    pub late: u64,
+    /// Connections that the packet programs have not seen begin, and that pass through the agent.
+    pub steered: u64,
+    /// Connections that the agent has left again.
+    pub returned: u64,
 }
 
 /// A port that is steered.
@@ -168,6 +191,13 @@ impl Agent {
     /// Its metrics, in Prometheus' text format.
     pub async fn metrics(&self) -> Result<String> {
         Ok(String::from_utf8(get(&self.host, "/metrics").await?)?)
+    }
+
+    /// A whole number of its metrics, by its name with all labels.
+    pub async fn metric(&self, name: &str) -> Result<u64> {
+        let metrics = self.metrics().await?;
+        let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+        value.with_context(|| format!("no metric {name:?} in\n{metrics}"))
     }
 
     /// Gives it other rules, and waits until they are in force and the kernel holds their ports.

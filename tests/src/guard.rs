@@ -131,7 +131,9 @@ struct LinkShown {
 }
 
 fn list<T: for<'de> Deserialize<'de>>(kind: &str) -> Result<Vec<T>> {
-    let text = command::run("bpftool", &["--json", kind, "show"], "")?;
+    // It gives up where an object goes between its being listed and its being looked at: other labs come and go.
+    let show = || command::run("bpftool", &["--json", kind, "show"], "");
+    let text = show().or_else(|_| show()).or_else(|_| show())?;
     serde_json::from_str(&text).with_context(|| format!("reading what `bpftool {kind} show` printed: {text}"))
 }
 

@@ -32,7 +32,7 @@ pub mod peers;
 pub mod product;
 pub mod stage;
 
-pub use agent::{Agent, AgentBuilder, Status};
+pub use agent::{Agent, AgentBuilder, InsertionStatus, Status};
 pub use client::{Client, ClientKey};
 pub use eventually::{Outcome, eventually};
 pub use guard::BpfObjects;

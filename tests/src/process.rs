@@ -115,6 +115,21 @@ impl Process {
         Ok(fs::read_dir(&path).with_context(|| format!("reading {path}"))?.count())
     }
 
+    /// Number of sockets that are open now.
+    pub fn open_sockets(&self) -> Result<usize> {
+        let path = format!("/proc/{}/fd", self.inner.pid);
+        let files = fs::read_dir(&path).with_context(|| format!("reading {path}"))?;
+        let targets = files.flatten().filter_map(|file| fs::read_link(file.path()).ok());
+        Ok(targets.filter(|target| target.to_string_lossy().starts_with("socket:")).count())
+    }
+
+    /// Processor time used so far, by the program and on its behalf in the kernel, to the nanosecond.
+    pub fn run_time(&self) -> Result<Duration> {
+        let clock = nix::time::clock_getcpuclockid(Pid::from_raw(i32::try_from(self.inner.pid)?))
+            .with_context(|| format!("the processor time of {}: has it ended?", self.inner.name))?;
+        Ok(clock.now()?.into())
+    }
+
     /// Processor time used so far, by the program and on its behalf in the kernel.
     pub fn cpu_time(&self) -> Result<Duration> {
         /// Kernel ticks in `/proc` are a hundredth of a second on every architecture Linux supports today.

@@ -25,6 +25,8 @@ pub struct Stage {
     pub pod: Host,
     /// Where client and local process run.
     pub laptop: Host,
+    /// From the caller (first end) to the pod.
+    pub to_pod: Link,
     /// From the pod (first end) to the laptop.
     pub to_laptop: Link,
     /// The client's key.
@@ -57,10 +59,10 @@ impl Stage {
     fn build(name: &str, mut host: impl FnMut(&Lab, &str) -> Result<Host>) -> Result<Self> {
         let lab = Lab::new(name)?;
         let (caller, pod, laptop) = (host(&lab, "caller")?, host(&lab, "pod")?, host(&lab, "laptop")?);
-        lab.connect(&caller, &pod)?;
+        let to_pod = lab.connect(&caller, &pod)?;
         let to_laptop = lab.connect(&pod, &laptop)?;
         let key = ClientKey::new(&lab, "laptop")?;
-        Ok(Self { lab, caller, pod, laptop, to_laptop, key })
+        Ok(Self { lab, caller, pod, laptop, to_pod, to_laptop, key })
     }
 
     /// A rule for all TCP on these ports, for this stage's client.

@@ -11,6 +11,7 @@ mod random;
 mod real;
 mod servers;
 mod silence;
+mod slow;
 mod upgrades;
 
 use std::{

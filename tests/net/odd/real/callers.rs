@@ -10,16 +10,19 @@ use sluice_tests::{
     stage::{MATCHING, OTHER},
 };
 
-use super::super::random::Random;
+use crate::random::Random;
 
-/// How many requests a server gets in all.
-const REQUESTS: usize = 10_000;
-
-/// How many connections they come over.
-const CALLERS: usize = 16;
-
-/// Most requests that are sent before the first of them is answered.
-const MOST_AT_ONCE: usize = 6;
+/// What is sent in all.
+pub(crate) struct Load {
+    /// How many requests.
+    pub(crate) requests: usize,
+    /// How many connections they come over.
+    pub(crate) callers: usize,
+    /// One in so many fits the rule.
+    pub(crate) fits_once_in: usize,
+    /// Most requests of a connection that are sent before the first of them is answered.
+    pub(crate) at_once: usize,
+}
 
 /// A request and what its answer must be.
 struct Ask {
@@ -35,12 +38,12 @@ struct Ask {
 // === impl Ask ===
 
 impl Ask {
-    fn new(random: &mut Random, number: usize) -> Self {
+    fn new(random: &mut Random, number: usize, fits_once_in: usize) -> Self {
         let method = random.pick(&["GET", "GET", "POST", "POST", "PUT", "PATCH", "DELETE", "HEAD"]);
         let most = random.pick(&[1, 100, 100, 2_000, 2_000, 20_000, 20_000, 200_000]);
         let size = if matches!(method, "GET" | "HEAD" | "DELETE") { 0 } else { random.below(most) };
         let expects = size > 0 && random.once_in(8);
-        let (taken, chunked) = (random.once_in(5), size > 0 && random.once_in(2));
+        let (taken, chunked) = (random.once_in(fits_once_in), size > 0 && random.once_in(2));
         Self { number, method, taken, body: random.bytes(size), chunked, expects }
     }
 
@@ -79,15 +82,15 @@ impl Ask {
 }
 
 /// Sends all requests to the server and checks each answer; returns how many fitted the rule.
-pub(super) async fn call(from: &Host, to: SocketAddr) -> Result<usize> {
-    let taken = try_join_all((0..CALLERS).map(async |caller| {
+pub(crate) async fn call(from: &Host, to: SocketAddr, load: &Load) -> Result<usize> {
+    let taken = try_join_all((0..load.callers).map(async |caller| {
         let mut random = Random::new(u64::try_from(caller)?);
-        let numbers = (0..REQUESTS).filter(|number| number % CALLERS == caller);
-        let mut asks: VecDeque<_> = numbers.map(|number| Ask::new(&mut random, number)).collect();
+        let numbers = (0..load.requests).filter(|number| number % load.callers == caller);
+        let mut asks: VecDeque<_> = numbers.map(|number| Ask::new(&mut random, number, load.fits_once_in)).collect();
         let taken = asks.iter().filter(|ask| ask.taken).count();
         while !asks.is_empty() {
             let mut connection = Http1Caller::connect(from, to).await?;
-            while !asks.is_empty() && some(&mut connection, &mut asks, &mut random).await? {}
+            while !asks.is_empty() && some(&mut connection, &mut asks, &mut random, load.at_once).await? {}
         }
         anyhow::Ok(taken)
     }));
@@ -96,8 +99,13 @@ pub(super) async fn call(from: &Host, to: SocketAddr) -> Result<usize> {
 
 /// Sends the next requests, one or several at once, and takes those away that are answered. False where the server has
 /// ended the connection: what was behind that is not answered and comes again, on another.
-async fn some(connection: &mut Http1Caller, asks: &mut VecDeque<Ask>, random: &mut Random) -> Result<bool> {
-    let most = if random.once_in(3) { 1 + random.below(MOST_AT_ONCE) } else { 1 };
+async fn some(
+    connection: &mut Http1Caller,
+    asks: &mut VecDeque<Ask>,
+    random: &mut Random,
+    at_once: usize,
+) -> Result<bool> {
+    let most = if random.once_in(3) { 1 + random.below(at_once) } else { 1 };
     // Who expects to be told has nothing behind it.
     let alone = asks.iter().position(|ask| ask.expects).unwrap_or(most).max(1);
     let count = most.min(alone).min(asks.len());

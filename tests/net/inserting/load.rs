@@ -1,0 +1,87 @@
+//! f07: many connections, few requests that fit, in front of servers that many apps are made with.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use sluice_tests::{Host, Process, peers::http1::Http1App};
+
+use crate::{
+    LIMIT, Scene,
+    callers::{Load, call},
+    programs,
+    programs::{PORT, echo},
+};
+
+/// How many requests a server gets, instead of the few that a test of a minute takes. 100000 is the case's number.
+const SIZE: &str = "SLUICE_TEST_F07_REQUESTS";
+
+async fn play(
+    name: &str,
+    at_once: usize,
+    start: impl AsyncFnOnce(&Host) -> Result<(Process, Option<Http1App>)>,
+) -> Result<()> {
+    let size = std::env::var(SIZE).ok();
+    let requests = size.map_or(Ok(4_000), |size| size.parse()).with_context(|| format!("{SIZE} is no number"))?;
+    let load = Load { requests, callers: 64, fits_once_in: 50, at_once };
+    let limit = LIMIT + Duration::from_millis(50) * u32::try_from(requests)?;
+    Box::pin(crate::play_within(limit, Scene::set(name, &[PORT]).await?, async |scene| {
+        let local = Http1App::with(&scene.stage.laptop, crate::any(PORT), "laptop", echo)?;
+        let (server, _behind) = Box::pin(start(&scene.stage.pod)).await?;
+        let begin = std::time::Instant::now();
+        let taken = Box::pin(call(&scene.stage.caller, scene.stage.pod.at(PORT), &load)).await?;
+        let look = scene.look().await?;
+        eprintln!("{name}: {requests} requests, of which {taken} fit, in {:?}; {look:?}", begin.elapsed());
+        ensure!(local.requests().len() == taken, "{} requests at the laptop, {taken} fit", local.requests().len());
+        ensure!(server.is_running(), "the server has ended");
+        let complaints = server.output();
+        ensure!(!complaints.contains("rror"), "the server complains: {complaints}");
+        ensure!(look.passed > 0 && look.steered == 0, "{look:?}");
+        scene.ensure_inserted(u64::try_from(taken)?.min(64)).await
+    }))
+    .await
+}
+
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn f07_nginx() -> Result<()> {
+    Box::pin(play("f07_nginx", 1, async |host| {
+        let (server, behind) = programs::nginx(host).await?;
+        Ok((server, Some(behind)))
+    }))
+    .await
+}
+
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn f07_a_blocking_python_server() -> Result<()> {
+    Box::pin(play("f07_python", 1, async |host| Ok((programs::python(host).await?, None)))).await
+}
+
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn f07_nodes_server() -> Result<()> {
+    Box::pin(play("f07_node", 1, async |host| Ok((programs::node(host).await?, None)))).await
+}
+
+/// The same with callers who do not wait for an answer before they send the next request.
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn f07_nginx_and_callers_that_pipeline() -> Result<()> {
+    Box::pin(play("f07_nginx_pipes", 6, async |host| {
+        let (server, behind) = programs::nginx(host).await?;
+        Ok((server, Some(behind)))
+    }))
+    .await
+}
+
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn f07_a_blocking_python_server_and_callers_that_pipeline() -> Result<()> {
+    Box::pin(play("f07_python_pipes", 6, async |host| Ok((programs::python(host).await?, None)))).await
+}
+
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn f07_nodes_server_and_callers_that_pipeline() -> Result<()> {
+    Box::pin(play("f07_node_pipes", 6, async |host| Ok((programs::node(host).await?, None)))).await
+}
