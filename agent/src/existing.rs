@@ -65,13 +65,24 @@ pub(crate) fn reset(port: u16, caller: SocketAddr) -> io::Result<()> {
     Ok(())
 }
 
-/// The connections to a port that this process has, by local address and peer.
-pub(crate) fn own(port: u16) -> io::Result<Vec<(SocketAddr, SocketAddr)>> {
+/// A connection to a port.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Connection {
+    pub(crate) local: SocketAddr,
+    pub(crate) peer: SocketAddr,
+    /// This process has it.
+    pub(crate) own: bool,
+}
+
+/// All connections to a port that there are.
+pub(crate) fn connections(port: u16) -> io::Result<Vec<Connection>> {
     let own = own_inodes()?;
-    let mine = sockets(port)?.into_iter().filter(|socket| own.contains(&socket.inode));
-    Ok(mine
-        .map(|socket| (SocketAddr::new(socket.local(), port), SocketAddr::new(socket.peer, socket.peer_port())))
-        .collect())
+    let connection = |socket: sockets::Socket| Connection {
+        local: SocketAddr::new(socket.local(), port),
+        peer: SocketAddr::new(socket.peer, socket.peer_port()),
+        own: own.contains(&socket.inode),
+    };
+    Ok(sockets(port)?.into_iter().map(connection).collect())
 }
 
 // === impl Existing ===

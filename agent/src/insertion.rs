@@ -32,7 +32,7 @@ use self::hints::Hints;
 pub use sluice_ebpf_common::insertion::Outcome;
 
 pub(crate) use self::programs::WITH_LOCK;
-pub use self::programs::{FlowCounters, Programs, ProgramsError};
+pub use self::programs::{FlowCounters, Programs, ProgramsError, Scanned};
 pub(crate) use self::returning::Inserted;
 use crate::{connection::Shared, existing, http1::head::RequestKind, kernel::Listeners, supervise::Supervisor};
 

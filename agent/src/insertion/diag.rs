@@ -33,6 +33,8 @@ pub(super) struct Info {
     pub(super) told_mss: u32,
     /// What it may send, and what it has allowed its peer to send.
     pub(super) windows: (u32, u32),
+    /// The peer has spoken last: something is owed to it, or it is in the middle of something.
+    pub(super) asked: bool,
 }
 
 /// Asks for the app's end of a connection. `None` where there is none, or it is not open.
@@ -91,6 +93,13 @@ fn of_tcp_info(info: &[u8]) -> Option<Info> {
         send_mss: word(16)?,
         told_mss: word(84)?,
         // `tcpi_snd_wnd` since Linux 5.4, `tcpi_rcv_wnd` since 6.2; what is certainly allowed where it is not told.
+        asked: {
+            // `tcpi_last_data_sent` and `tcpi_last_data_recv`: how long ago, in ms, as exactly as the kernel's ticks; and
+            // whether there was any, by `tcpi_bytes_received` and `tcpi_bytes_sent` (the latter since Linux 4.19).
+            let any = |at: usize| Some(word(at)? | word(at + 4)? != 0);
+            let (received, sent) = (any(128).unwrap_or(true), any(200).unwrap_or(true));
+            received && (!sent || word(44)? > word(52)?)
+        },
         windows: (word(228).unwrap_or(64 << 10), word(232).unwrap_or(word(64)?)),
     })
 }

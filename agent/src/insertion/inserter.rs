@@ -244,6 +244,10 @@ impl Inserter {
     fn release(&mut self, key: &FlowKey, id: u32, why: NotInserted) {
         self.holds.remove(key);
         self.shared.metrics.not_inserted(why);
+        if tracing::enabled!(tracing::Level::DEBUG) {
+            let flow = lock(&self.programs).flow(key);
+            tracing::debug!(peer = %caller_of(key), port = key.port, ?why, ?flow, "a held request goes to the app");
+        }
         let _ = lock(&self.programs).command(key, id, Op::Release, [u32::from(why == NotInserted::Closing), 0, 0, 0]);
     }
 
@@ -376,11 +380,11 @@ fn insert(programs: &SharedPrograms, key: &FlowKey, hold: &Hold) -> io::Result<(
 fn position(flow: &Flow) -> Option<Position> {
     let (mut owed, mut heads) = (flow.asked.wrapping_sub(flow.answered), flow.heads);
     let mut running = None;
-    if flow.answer == Answer::Ending as u32 && owed > 0 {
+    if flow.answer == Answer::Ending as u32 && owed == 1 {
         // All of it has been sent and acknowledged, and the last of it looked like the end.
-        owed -= 1;
-        heads >>= 1;
-    } else if flow.answer == Answer::Unknown as u32 && owed > 0 {
+        owed = 0;
+        heads = 0;
+    } else if (flow.answer == Answer::Unknown as u32 || flow.answer == Answer::Ending as u32) && owed > 0 {
         return None;
     } else if flow.answer == Answer::Length as u32 {
         running = Some(u64::from(flow.answer_end.wrapping_sub(flow.sent_end)));

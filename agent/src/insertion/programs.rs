@@ -28,7 +28,7 @@ use sluice_ebpf_common::{
     },
 };
 
-use super::{devices, hints::Hints};
+use super::{devices, diag, hints::Hints};
 use crate::{
     existing,
     kernel::{self, Capability, Listeners, LoadError, Operation, memory},
@@ -39,6 +39,9 @@ static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR")
 
 /// Lets a value be read while the kernel's programs write it: `BPF_F_LOCK`.
 pub(crate) const WITH_LOCK: u64 = 4;
+
+/// Does not replace what is there: `BPF_NOEXIST`.
+const NOT_EXISTING: u64 = 1;
 
 /// What loading and attaching need.
 const NEEDED: [Capability; 3] = [Capability::Bpf, Capability::NetAdmin, Capability::Perfmon];
@@ -95,6 +98,20 @@ struct Port {
 struct Reserved {
     port: u16,
     _sockets: Vec<socket2::Socket>,
+}
+
+/// What [`Programs::scan`] looks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scanned {
+    /// Requests that begin with the text.
+    Requests,
+    /// Answers.
+    Answers {
+        /// A bit for each request that is owed an answer, the first in the lowest, whether it is a `HEAD`.
+        heads: u32,
+        /// What the text goes on with; zeros where an answer begins.
+        kept: [u32; 2],
+    },
 }
 
 /// The loaded programs and their maps.
@@ -300,23 +317,22 @@ impl Programs {
         self.run(&packet, None).map_or(Outcome::Unknown, Outcome::of)
     }
 
-    /// Runs the kernel's scanner on text, as it would look at the data of a packet to (or with `answers_to`, from) `port`.
-    /// For tests of its agreement with the parser. `answers_to`: a bit for each request that is owed an answer, the first in
-    /// the lowest, whether it is a `HEAD`. Of what is returned, `numbers` are where the next message begins, how many were
-    /// found, which of the requests are `HEAD`, and bits: 1 for a message that says it is the last, 2 for an answer that only the
-    /// connection's end ends, 4 for a chunked one of which the next chunk begins there.
+    /// Runs the kernel's scanner on text, as it would look at the data of a packet to `port`, or from it: for tests of its
+    /// agreement with the parser. Of what is returned with [`Outcome::Done`], `numbers` are where the next message begins, how
+    /// many were found, which of the requests are `HEAD`, and bits: 1 for a message that says it is the last, 2 for an answer
+    /// that only the connection's end ends, 4 for a chunked one of which the next chunk begins there. With [`Outcome::More`]
+    /// the first two are what an answer goes on with in the next packet, and the third is how many have ended before.
     ///
     /// # Errors
     /// When the kernel does not run the program.
-    pub fn scan(&self, port: u16, text: &[u8], answers_to: Option<u32>) -> Result<(Outcome, [u32; 4]), ProgramError> {
+    pub fn scan(&self, port: u16, text: &[u8], what: Scanned) -> Result<(Outcome, [u32; 4]), ProgramError> {
         let length = u32::try_from(text.len()).unwrap_or(u32::MAX);
         let key = FlowKey { caller: [0; 4], pod: [0; 4], caller_port: 0, port };
-        let command = Command {
-            key,
-            op: Op::Scan as u32,
-            id: 0,
-            numbers: [length, u32::from(answers_to.is_some()), answers_to.unwrap_or(0), 0],
+        let numbers = match what {
+            Scanned::Requests => [length, 0, 0, 0],
+            Scanned::Answers { heads, kept: [kept, long] } => [length, 1 | heads << 1, kept, long],
         };
+        let command = Command { key, op: Op::Scan as u32, id: 0, numbers };
         let mut packet = vec![0; COMMAND_AT];
         packet.extend(command.to_bytes());
         packet.extend(text);
@@ -356,7 +372,7 @@ impl Programs {
         let held = match self.ports.entry(port) {
             Entry::Occupied(held) => held.into_mut(),
             Entry::Vacant(vacant) => {
-                leave_own_alone(&mut self.flows, port)?;
+                note_existing(&mut self.flows, port)?;
                 vacant.insert(Port::new()?)
             }
         };
@@ -479,11 +495,11 @@ impl std::fmt::Debug for Programs {
     }
 }
 
-/// Connections to a port that the agent has accepted already are no flows to be inserted into.
-fn leave_own_alone(map: &mut HashMap<MapData, FlowKey, Flow>, port: u16) -> Result<(), ProgramsError> {
-    let own = existing::own(port);
-    let own = own.map_err(|source| ProgramsError::Io { what: "the agent's connections cannot be listed", source })?;
-    for (pod, caller) in own {
+/// Tells the programs of connections that were there before them: the agent's own are none to be inserted into, and of the
+/// others only who asks the app's socket knows whether they are in the middle of something.
+fn note_existing(map: &mut HashMap<MapData, FlowKey, Flow>, port: u16) -> Result<(), ProgramsError> {
+    let failed = |source| ProgramsError::Io { what: "the connections to the port cannot be listed", source };
+    for connection in existing::connections(port).map_err(failed)? {
         let words = |address: IpAddr| {
             let bytes = match address {
                 IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
@@ -492,9 +508,24 @@ fn leave_own_alone(map: &mut HashMap<MapData, FlowKey, Flow>, port: u16) -> Resu
             let (words, _) = bytes.as_chunks::<4>();
             [words[0], words[1], words[2], words[3]].map(u32::from_ne_bytes)
         };
-        let key = FlowKey { caller: words(caller.ip()), pod: words(pod.ip()), caller_port: caller.port(), port };
-        let failed = |source| ProgramsError::Map { map: flows::FLOWS_MAP, source };
-        map.insert(key, Flow::new(flows::State::Wire, 0), 0).map_err(failed)?;
+        let (local, peer) = (connection.local, connection.peer);
+        let key = FlowKey { caller: words(peer.ip()), pod: words(local.ip()), caller_port: peer.port(), port };
+        let flow = if connection.own {
+            Flow::new(flows::State::Wire, 0)
+        } else {
+            let Some(info) = diag::info(local, peer).map_err(failed)? else { continue };
+            let mut flow = Flow::new(flows::State::Native, 0);
+            flow.flags = flows::FLAG_OLD | flows::FLAG_SHAKEN | flows::FLAG_UNSET;
+            if info.asked {
+                flow.flags |= flows::FLAG_ASKING;
+            }
+            flow
+        };
+        match map.insert(key, flow, NOT_EXISTING) {
+            // One that the programs know already.
+            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EEXIST) => {}
+            inserted => inserted.map_err(|source| ProgramsError::Map { map: flows::FLOWS_MAP, source })?,
+        }
     }
     Ok(())
 }

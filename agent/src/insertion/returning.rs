@@ -33,6 +33,8 @@ pub(crate) struct Inserted {
     /// The agent is being stopped.
     stopping: Pin<Box<WaitForCancellationFutureOwned>>,
     stops: bool,
+    /// It stays with the agent until it ends.
+    stays: bool,
     timer: Option<Pin<Box<Sleep>>>,
     pause: Duration,
     armed: bool,
@@ -50,7 +52,18 @@ impl Inserted {
         stopping: CancellationToken,
     ) -> Self {
         let (returned, stopping) = (Box::pin(returned.cancelled_owned()), Box::pin(stopping.cancelled_owned()));
-        Self { key, id, programs, returned, stopping, stops: false, timer: None, pause: QUIET, armed: false }
+        Self {
+            key,
+            id,
+            programs,
+            returned,
+            stopping,
+            stops: false,
+            stays: false,
+            timer: None,
+            pause: QUIET,
+            armed: false,
+        }
     }
 
     /// To be called whenever both directions wait. `quiet`: nothing is under way. Ready when the connection has gone back.
@@ -69,7 +82,7 @@ impl Inserted {
             }
             return Poll::Pending;
         }
-        while !self.armed {
+        while !self.armed && !self.stays {
             let pause = self.pause;
             let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(pause)));
             if timer.as_mut().poll(cx).is_pending() {
@@ -99,7 +112,7 @@ impl Inserted {
     }
 
     /// Whether the flow is armed now.
-    fn arm(&self, caller: &Socket, app: &Socket) -> io::Result<bool> {
+    fn arm(&mut self, caller: &Socket, app: &Socket) -> io::Result<bool> {
         // The caller has acknowledged all with the packet at which the connection goes back, or it does not go back.
         if !repair::is_read(caller)? || !repair::is_read(app)? || !repair::is_acknowledged(app)? {
             return Ok(false);
@@ -109,7 +122,8 @@ impl Inserted {
         let (din, dout) = (from_caller.wrapping_sub(to_app), to_caller.wrapping_sub(from_app));
         let programs = lock(&self.programs);
         if din | dout != 0 && (self.stops || !programs.keeps_shifted()) {
-            // It would be lost with this process.
+            // It would be lost with this process, and the numbers never meet again.
+            self.stays = true;
             return Ok(false);
         }
         if programs.command(&self.key, self.id, Op::Arm, [from_caller, to_caller, din, dout]) != Outcome::Done {

@@ -87,7 +87,8 @@ pub enum Answer {
     Unknown = 2,
     /// As `Unknown`, and the last packet ended as a chunked answer does.
     Ending = 3,
-    /// Its head has begun; the last packet ended with a line of it, and [`Flow::answer_head`] says what was read.
+    /// The last packet ended within its head, or within the lines between its chunks; [`Flow::answer_head`] says what was
+    /// read, and [`Flow::answer_end`] which length.
     Head = 4,
     /// It is chunked, and its next chunk begins at [`Flow::answer_end`].
     Chunks = 5,
@@ -150,15 +151,10 @@ pub struct Flow {
     pub app_clock: u32,
     /// Counts uses of the same key.
     pub id: u32,
-    /// What is known of the answer whose head is running: the status, and `HEAD_*`.
+    /// What is known of an answer that goes on in the middle of a line: the scanner's own business.
     pub answer_head: u32,
     pad: u32,
 }
-
-/// In [`Flow::answer_head`], behind the status: a `Content-Length`, which stands in [`Flow::answer_end`].
-pub const HEAD_LENGTH: u32 = 1 << 16;
-/// A `Transfer-Encoding`.
-pub const HEAD_OPEN: u32 = 1 << 17;
 
 /// The flow began before the programs were attached.
 pub const FLAG_OLD: u32 = 1 << 0;
@@ -182,6 +178,8 @@ pub const FLAG_SHAKEN: u32 = 1 << 7;
 pub const FLAG_ASKING: u32 = 1 << 8;
 /// A packet at the armed numbers is being looked at.
 pub const FLAG_RETURNING: u32 = 1 << 9;
+/// The flow's numbers are those of its next packet with data: the agent has found the connection, and does not know them.
+pub const FLAG_UNSET: u32 = 1 << 11;
 /// The app has sent data.
 pub const FLAG_APP_SPOKEN: u32 = 1 << 10;
 
@@ -199,12 +197,16 @@ pub struct Local {
     pub facing_app: u16,
     /// 1 where requests are looked at; 0 while the last flows of a port end.
     pub active: u16,
-    /// 1 where the app's socket is not there until its caller has sent data (`TCP_DEFER_ACCEPT`), which is found out with
-    /// the first connection: nothing can be held then, and new ones are steered.
+    /// In how many connections in a row the app's socket was not there although the handshake was over: because it is made
+    /// with the first data only (`TCP_DEFER_ACCEPT`), or because the handshake's end was lost behind the program. From
+    /// [`DEFERS`] on the app is taken to defer: nothing can be held then, and new connections are steered.
     pub deferred: u32,
     /// A bit for each hash of a name in [`NAMES_MAP`], by its lowest 7 bits.
     pub bitmap: [u64; 2],
 }
+
+/// See [`Local::deferred`].
+pub const DEFERS: u32 = 3;
 
 /// A port with HTTP rules.
 pub const LOCAL_PORT: u32 = 0;
@@ -304,7 +306,8 @@ pub enum Op {
     Keep = 6,
     /// Split and armed: goes back at once, if the caller has acknowledged all.
     Return = 8,
-    /// Looks for request heads in the `numbers[0]` bytes that follow the command, as of `numbers[1]` (1: answers).
+    /// Looks for request heads in the `numbers[0]` bytes that follow the command. With bit 0 of `numbers[1]` for answers, to
+    /// requests that are `HEAD` where the bits above are set, which go on with what the other two say.
     Scan = 7,
 }
 

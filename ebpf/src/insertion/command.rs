@@ -136,8 +136,14 @@ fn scan(ctx: &TcContext, command: &mut Command, scratch: &mut Scratch) -> Outcom
     let verdict = if command.numbers[1] == 0 {
         scan::requests(scratch, port, bitmap, len, total)
     } else {
-        scan::answers(scratch, port, bitmap, command.numbers[2], (0, 0), len, total)
+        let [_, heads, kept, length] = command.numbers;
+        scan::answers(scratch, port, bitmap, heads >> 1, (kept, length), len, total)
     };
+    if verdict == Verdict::Lines {
+        let (kept, length) = scan::answer_head(&scratch.scan);
+        command.numbers = [kept, length, scratch.scan.found, scratch.scan.last];
+        return Outcome::More;
+    }
     command.numbers =
         [scratch.scan.next, scratch.scan.found, scratch.scan.heads, scratch.scan.last | scratch.scan.unknown << 1];
     if verdict == Verdict::Chunks {

@@ -178,6 +178,12 @@ fn decide(flow: &mut Flow, packet: &Packet, clock: Option<u32>, greeting: bool) 
         }
         return Act::ToAgent;
     }
+    if flow.flags & abi::FLAG_UNSET != 0 && !packet.has(RST) {
+        if packet.len != 0 {
+            flow.flags &= !abi::FLAG_ASKING;
+        }
+        return Act::Pass;
+    }
     let (seq, ack) = (packet.seq.wrapping_add(flow.dout), packet.ack.wrapping_add(flow.din));
     if packet.has(SYN) {
         flow.sent_end = seq.wrapping_add(1);
@@ -240,10 +246,6 @@ fn answered(flow: &mut Flow, seq: u32, end: u32, before: u32) -> Act {
     }
     if flow.answer == Answer::None as u32 {
         return begun(flow, before.wrapping_sub(seq));
-    }
-    if flow.answer == Answer::Ending as u32 && flow.asked.wrapping_sub(flow.answered) > 1 {
-        // Another request had been sent, and this looks like the answer to it.
-        return Act::Scan(0);
     }
     Act::Last
 }
@@ -324,18 +326,12 @@ fn scanned(packet: &Packet, key: &FlowKey, local: &Local, flow: &mut Flow, scrat
     let (found, unknown, next) = (scratch.scan.found, scratch.scan.unknown, scratch.scan.next);
     let (head, length) = scan::answer_head(&scratch.scan);
     let last = scratch.scan.last;
-    let ending = &packet.last_five() == b"0\r\n\r\n";
+    let lost = unknown != 0 || (verdict != Verdict::Clean && verdict != Verdict::Lines && verdict != Verdict::Chunks);
+    let ending = lost && &packet.last_five() == b"0\r\n\r\n";
     locked(flow, |flow| {
-        let resumed = flow.answer == Answer::Ending as u32;
         if verdict != Verdict::Clean && verdict != Verdict::Lines && verdict != Verdict::Chunks {
-            if !resumed {
-                flow.answer = if ending { Answer::Ending as u32 } else { Answer::Unknown as u32 };
-            }
+            flow.answer = if ending { Answer::Ending as u32 } else { Answer::Unknown as u32 };
             return;
-        }
-        if resumed {
-            flow.answered = flow.answered.wrapping_add(1);
-            flow.heads >>= 1;
         }
         flow.answered = flow.answered.wrapping_add(found);
         flow.heads >>= found & 31;

@@ -113,7 +113,7 @@ fn sluice_ingress(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn begins(skb: *mut __sk_buff, packet: &Packet, key: &FlowKey, local: &Local, scratch: &mut Scratch) -> i32 {
     // What is deferred cannot be held.
-    if local.active == 0 || local.deferred != 0 {
+    if local.active == 0 || local.deferred >= abi::DEFERS {
         let _ = FLOWS.remove(key);
         return PASS;
     }
@@ -147,7 +147,8 @@ fn older(skb: *mut __sk_buff, packet: &Packet, key: &FlowKey) -> Option<&'static
     }
     let exempt = maps::is_exempt(packet.source, packet.v6);
     let mut new = Flow::new(if exempt { State::Wire } else { State::Native }, maps::new_id());
-    new.flags = abi::FLAG_OLD | abi::FLAG_SHAKEN;
+    // Whether it is in the middle of something nobody knows, so first its app has to say something.
+    new.flags = abi::FLAG_OLD | abi::FLAG_SHAKEN | abi::FLAG_ASKING;
     new.next_head = packet.seq;
     new.app_ack = packet.seq;
     new.sent_end = packet.ack;
@@ -205,7 +206,8 @@ fn decide(flow: &mut Flow, packet: &Packet, active: bool) -> Act {
     if flow.state == State::Split as u32 {
         return split(flow, packet);
     }
-    if packet.has(ACK) && after(packet.ack, flow.caller_ack) && !after(packet.ack, flow.sent_end) {
+    let known = flow.flags & abi::FLAG_UNSET == 0;
+    if known && packet.has(ACK) && after(packet.ack, flow.caller_ack) && !after(packet.ack, flow.sent_end) {
         flow.caller_ack = packet.ack;
     }
     if packet.len == 0 {
@@ -238,6 +240,12 @@ fn decide(flow: &mut Flow, packet: &Packet, active: bool) -> Act {
 
 #[inline(always)]
 fn native(flow: &mut Flow, packet: &Packet) -> Act {
+    if flow.flags & abi::FLAG_UNSET != 0 {
+        flow.flags &= !abi::FLAG_UNSET;
+        flow.app_ack = packet.seq;
+        flow.sent_end = packet.ack;
+        flow.caller_ack = packet.ack;
+    }
     if flow.flags & abi::FLAG_OLD != 0 {
         // A head begins for sure where the caller speaks after it has got all that it asked for.
         let quiet = flow.flags & abi::FLAG_ASKING == 0 && packet.seq == flow.app_ack && packet.ack == flow.sent_end;
@@ -325,7 +333,8 @@ fn scanned(
     let (found, heads, last, next) = (scratch.scan.found, scratch.scan.heads, scratch.scan.last, scratch.scan.next);
     let [a, b, c, d, ..] = scratch.bytes;
     let preface = verdict != Verdict::Clean && [a, b, c, d] == *b"PRI ";
-    let now = maps::now();
+    let many = flow.asked.wrapping_sub(flow.answered) + found > MAX_OWED;
+    let now = if verdict == Verdict::Clean && !many { 0 } else { maps::now() };
     let act = locked(flow, |flow| {
         if flow.state == State::Split as u32 {
             return returns(flow, packet, verdict, found, heads, last, next);
@@ -354,7 +363,7 @@ fn scanned(
             return Act::Pass;
         }
         flow.flags &= !(abi::FLAG_OLD | abi::FLAG_ASKING);
-        if verdict == Verdict::Clean && owed + found <= MAX_OWED {
+        if verdict == Verdict::Clean && !many && owed + found <= MAX_OWED {
             passed(flow, from, found, heads, last, next);
             return Act::Pass;
         }
@@ -367,8 +376,12 @@ fn scanned(
     let act = match act {
         Act::Copy(_) => match reachable(skb, packet, flow, from) {
             Act::Pass => {
-                maps::defer(key.port);
+                maps::was_there(key.port, false);
                 Act::Pass
+            }
+            Act::Copy(from) => {
+                maps::was_there(key.port, true);
+                Act::Copy(from)
             }
             act => act,
         },

@@ -100,13 +100,19 @@ pub(crate) fn local(port: u16) -> Option<&'static Local> {
     unsafe { LOCALS.get(&(port as u32)) }
 }
 
-/// Notes that the app's connections to a port are not there until data has come.
+/// Notes whether the app's socket was there, when data came for a connection to this port.
 #[inline(always)]
 #[expect(unsafe_code, reason = "map values are shared with user space")]
-pub(crate) fn defer(port: u16) {
+pub(crate) fn was_there(port: u16, there: bool) {
     if let Some(local) = LOCALS.get_ptr_mut(&(port as u32)) {
         // SAFETY: one aligned word of a value that stays readable while the program runs.
-        unsafe { (*local).deferred = 1 };
+        unsafe {
+            if !there {
+                (*local).deferred += 1;
+            } else if (*local).deferred != 0 {
+                (*local).deferred = 0;
+            }
+        };
     }
 }
 

@@ -147,8 +147,9 @@ pub(crate) fn turn_back(skb: *mut __sk_buff, mark: u32) -> i32 {
 #[inline(always)]
 #[expect(unsafe_code, reason = "reads what `Packet::read` has found to be there")]
 unsafe fn at<T: Copy>(data: usize, offset: usize) -> T {
-    // SAFETY: the caller has compared with the packet's end. Packets are aligned to two bytes only.
-    unsafe { core::ptr::read_unaligned((data + offset) as *const T) }
+    // SAFETY: the caller has compared with the packet's end. Not aligned, which the architectures that the kernel lets do
+    // this can; volatile, or LLVM would make bytes of it.
+    unsafe { core::ptr::read_volatile((data + offset) as *const T) }
 }
 
 impl Packet {

@@ -8,16 +8,13 @@
 //! map, because the verifier would follow every value of what stands on the stack.
 
 use aya_ebpf::helpers::generated::bpf_loop;
-use sluice_ebpf_common::{
-    self as common,
-    insertion::{self as abi, WINDOW},
-};
+use sluice_ebpf_common::{self as common, insertion::WINDOW};
 
 use self::{
-    answer::{begin_size, beyond, end_of_size, end_of_whole, size, status},
-    lines::{exact, length, line, name, token, value},
+    answer::{begin_size, beyond, end_of_whole, feed, size, status},
+    lines::{exact, length, name, token, value},
     request::{method, target},
-    words::{pair, word},
+    words::pair,
 };
 use super::maps::Scratch;
 
@@ -64,7 +61,6 @@ pub(crate) enum Verdict {
 mod at {
     pub(super) const METHOD: u32 = 0;
     pub(super) const TARGET: u32 = 1;
-    pub(super) const VERSION: u32 = 2;
     pub(super) const LINE: u32 = 3;
     pub(super) const NAME: u32 = 4;
     pub(super) const VALUE: u32 = 5;
@@ -73,6 +69,8 @@ mod at {
     pub(super) const STATUS: u32 = 8;
     pub(super) const SIZE: u32 = 9;
     pub(super) const TOKEN: u32 = 10;
+    /// Behind a carriage return that ended the packet before.
+    pub(super) const FEED: u32 = 11;
 }
 
 /// State of a scan, in and out.
@@ -103,6 +101,8 @@ pub(crate) struct Scan {
     sized: u32,
     /// The lines are trailers.
     trailer: u32,
+    /// The last byte was a carriage return, of a blank line where it is 2.
+    cr: u32,
     /// For answers, in: which of the owed ones are for `HEAD`. For requests, out: which are `HEAD`.
     pub(crate) heads: u32,
     /// Requests or whole answers that were found.
@@ -148,16 +148,13 @@ pub(crate) fn answers(
     let scan = &mut scratch.scan;
     scan.answers = 1;
     scan.heads = heads;
-    scan.mode = if resumed == 0 { at::STATUS } else { at::LINE };
+    scan.mode = at::STATUS;
     scan.bitmap = bitmap;
     begin(scan);
     if resumed == CHUNKS {
         begin_size(scan);
     } else if resumed != 0 {
-        scan.status = resumed & 0xffff;
-        scan.has_length = (resumed & abi::HEAD_LENGTH != 0) as u32;
-        scan.open = (resumed & abi::HEAD_OPEN != 0) as u32;
-        scan.length = length as u64;
+        answer::resume(scan, resumed, length);
     }
     run(scratch, port, len, total)
 }
@@ -214,6 +211,7 @@ fn begin(scan: &mut Scan) {
     scan.status = 0;
     scan.sized = 0;
     scan.trailer = 0;
+    scan.cr = 0;
 }
 
 /// One step. Returns 1 to stop.
@@ -244,9 +242,6 @@ fn advance(scratch: &mut Scratch) -> Verdict {
         return name(scratch, pos);
     }
     if mode == at::LINE {
-        if scratch.scan.sized != 0 {
-            return end_of_size(scratch, pos);
-        }
         if pair(scratch, pos) == CRLF {
             return end_of_head(scratch, pos + 2);
         }
@@ -264,17 +259,14 @@ fn advance(scratch: &mut Scratch) -> Verdict {
     if mode == at::SIZE {
         return size(scratch, pos);
     }
+    if mode == at::FEED {
+        return feed(scratch, pos);
+    }
     if mode == at::TOKEN {
         return token(scratch, pos);
     }
     if mode == at::TARGET {
         return target(scratch, pos);
-    }
-    if mode == at::VERSION {
-        if word(scratch, pos) != u64::from_le_bytes(*b"HTTP/1.1") || pair(scratch, pos + 8) != CRLF {
-            return Verdict::Undecided;
-        }
-        return line(scratch, pos + 10);
     }
     if mode == at::METHOD {
         return method(scratch, pos);
@@ -287,7 +279,9 @@ fn advance(scratch: &mut Scratch) -> Verdict {
 fn end_of_head(scratch: &mut Scratch, pos: u32) -> Verdict {
     let scan = &mut scratch.scan;
     if pos > scan.len {
-        return Verdict::Undecided;
+        // Of the blank line only the first half is here.
+        scan.cr = 2;
+        return beyond(scan, at::LINE, pos - 1);
     }
     if scan.trailer != 0 {
         return end_of_whole(scan, pos);

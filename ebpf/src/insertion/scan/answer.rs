@@ -1,9 +1,8 @@
 //! Status lines (RFC 9112 §4), and where an answer ends: by its length, or chunk by chunk (§7.1).
 
-use sluice_ebpf_common::insertion as abi;
-
 use super::{
     CRLF, MASK, MAX_LENGTH, Scan, Verdict, at, begin,
+    lines::line,
     words::{pair, word},
 };
 use crate::maps::Scratch;
@@ -11,6 +10,9 @@ use crate::maps::Scratch;
 /// `HTTP/1.1 200 reason`.
 #[inline(always)]
 pub(super) fn status(scratch: &mut Scratch, pos: u32) -> Verdict {
+    if pos + 13 > scratch.scan.len {
+        return Verdict::Undecided;
+    }
     let rest = word(scratch, pos + 8);
     let digits = [(rest >> 8) as u8, (rest >> 16) as u8, (rest >> 24) as u8];
     let all_digits = digits[0].is_ascii_digit() && digits[1].is_ascii_digit() && digits[2].is_ascii_digit();
@@ -96,8 +98,7 @@ pub(super) fn end_of_size(scratch: &mut Scratch, pos: u32) -> Verdict {
     scratch.scan.sized = 0;
     if scratch.scan.length == 0 {
         scratch.scan.trailer = 1;
-        scratch.scan.pos = pos;
-        return Verdict::Running;
+        return line(scratch, pos);
     }
     let next = pos + scratch.scan.length as u32 + 2;
     // What is not here cannot be looked at; the parser would find the same place, or doubt it.
@@ -144,6 +145,26 @@ pub(super) fn size(scratch: &mut Scratch, pos: u32) -> Verdict {
     if scratch.scan.length > MAX_LENGTH || scratch.scan.text > 15 { Verdict::Undecided } else { Verdict::Running }
 }
 
+/// A line has ended before `pos` that was none of those that are read to their ends.
+#[inline(always)]
+pub(super) fn end_of_line(scratch: &mut Scratch, pos: u32) -> Verdict {
+    if scratch.scan.sized != 0 { end_of_size(scratch, pos) } else { line(scratch, pos) }
+}
+
+/// The second half of a line's end, of which the first was in the packet before.
+#[inline(always)]
+pub(super) fn feed(scratch: &mut Scratch, pos: u32) -> Verdict {
+    if scratch.bytes[(pos & MASK) as usize] != b'\n' {
+        return Verdict::Undecided;
+    }
+    if scratch.scan.cr == 2 {
+        scratch.scan.cr = 0;
+        return super::end_of_head(scratch, pos + 1);
+    }
+    scratch.scan.cr = 0;
+    end_of_line(scratch, pos + 1)
+}
+
 /// Behind the bytes that are there.
 #[inline(always)]
 pub(super) fn beyond(scan: &mut Scan, mode: u32, pos: u32) -> Verdict {
@@ -151,36 +172,71 @@ pub(super) fn beyond(scan: &mut Scan, mode: u32, pos: u32) -> Verdict {
         // Its end is in another packet, or behind the window.
         return Verdict::Undecided;
     }
-    let boundary = mode == at::LINE || mode == at::STATUS || (mode == at::SIZE && scan.text == 0);
     scan.next = pos;
+    // Words were read over the end, but what is not there has to be read yet.
+    if mode == at::VALUE && pos > scan.len {
+        scan.next = scan.len;
+    }
+    let anywhere = mode == at::VALUE || mode == at::LINE || mode == at::SIZE;
     if scan.len < scan.total && pos < scan.total {
-        if mode == at::VALUE {
-            // Words were read over the end, but what is not there has to be read yet.
-            if pos > scan.len {
-                scan.next = scan.len;
-            }
-            return Verdict::More;
-        }
-        if boundary {
+        if scan.cr == 0 && (anywhere || mode == at::STATUS) {
             return Verdict::More;
         }
         if scan.line > 0 {
+            // The whole line once more.
+            scan.cr = 0;
             scan.next = scan.line;
             scan.mode = at::LINE;
             return Verdict::More;
         }
         return Verdict::Undecided;
     }
-    if mode == at::LINE && pos == scan.total && scan.trailer == 0 && scan.sized == 0 {
+    if anywhere && scan.next <= scan.total {
+        scan.mode = mode;
         return Verdict::Lines;
     }
     Verdict::Undecided
 }
 
-/// What is known of the head of an answer that goes on in another packet, and the length in it.
+// What is kept of an answer that goes on in another packet: the status in the lowest bits, and the rest above.
+const MODE: u32 = 10;
+const TEXT: u32 = 14;
+const CARRIAGE: u32 = 18;
+const HAS_LENGTH: u32 = 1 << 20;
+const OPEN: u32 = 1 << 21;
+const SIZED: u32 = 1 << 22;
+const TRAILER: u32 = 1 << 23;
+/// Never 0, and never [`super::CHUNKS`].
+const KEPT: u32 = 1 << 24;
+
+/// What is known of an answer that goes on in another packet, and the length in it.
 #[inline(always)]
 pub(crate) fn answer_head(scan: &Scan) -> (u32, u32) {
-    let length = if scan.has_length != 0 { abi::HEAD_LENGTH } else { 0 };
-    let open = if scan.open != 0 { abi::HEAD_OPEN } else { 0 };
-    (scan.status | length | open, scan.length as u32)
+    let flag = |set: u32, flag: u32| if set != 0 { flag } else { 0 };
+    let flags = flag(scan.has_length, HAS_LENGTH)
+        | flag(scan.open, OPEN)
+        | flag(scan.sized, SIZED)
+        | flag(scan.trailer, TRAILER)
+        | KEPT;
+    // Of the digits of a size only how many there are matters, and no more than 15 are read.
+    let text = if scan.mode == at::SIZE { scan.text & 15 } else { 0 };
+    let kept = flags | scan.cr << CARRIAGE | text << TEXT | (scan.mode & 15) << MODE | scan.status & 1023;
+    (kept, scan.length as u32)
+}
+
+/// Goes on with what [`answer_head`] has kept.
+#[inline(always)]
+pub(super) fn resume(scan: &mut Scan, kept: u32, length: u32) {
+    scan.status = kept & 1023;
+    scan.mode = kept >> MODE & 15;
+    scan.text = kept >> TEXT & 15;
+    scan.cr = kept >> CARRIAGE & 3;
+    scan.has_length = (kept & HAS_LENGTH != 0) as u32;
+    scan.open = (kept & OPEN != 0) as u32;
+    scan.sized = (kept & SIZED != 0) as u32;
+    scan.trailer = (kept & TRAILER != 0) as u32;
+    scan.length = length as u64;
+    if scan.cr != 0 {
+        scan.mode = at::FEED;
+    }
 }

@@ -11,6 +11,11 @@ use super::{
 };
 use crate::maps::{NAMES, Scratch, VALUES};
 
+/// Words of a name that are read in one step; most names are shorter.
+const NAME_WORDS: u32 = 3;
+/// The same of a value.
+const VALUE_WORDS: u32 = 6;
+
 #[inline(always)]
 pub(super) fn line(scratch: &mut Scratch, pos: u32) -> Verdict {
     scratch.scan.mode = at::LINE;
@@ -22,17 +27,32 @@ pub(super) fn line(scratch: &mut Scratch, pos: u32) -> Verdict {
 #[inline(always)]
 #[expect(unsafe_code, reason = "map values are shared with user space")]
 pub(super) fn name(scratch: &mut Scratch, pos: u32) -> Verdict {
-    let bytes = word(scratch, pos);
-    let stop = not_name(bytes);
+    let (mut pos, mut hash, mut before) = (pos, scratch.scan.hash, scratch.scan.text);
+    let mut words = 0;
+    let (bytes, stop) = loop {
+        let bytes = word(scratch, pos);
+        let stop = not_name(bytes);
+        if stop != 0 {
+            break (bytes, stop);
+        }
+        hash = common::mix(hash, bytes | common::LOWER);
+        before += 8;
+        pos += 8;
+        words += 1;
+        if words == NAME_WORDS {
+            scratch.scan.hash = hash;
+            scratch.scan.text = before;
+            scratch.scan.pos = pos;
+            return if before > MAX_NAME { Verdict::Undecided } else { Verdict::Running };
+        }
+    };
     let lower = bytes | common::LOWER;
-    if stop == 0 {
-        scratch.scan.hash = common::mix(scratch.scan.hash, lower);
-        scratch.scan.text += 8;
-        scratch.scan.pos = pos + 8;
-        return if scratch.scan.text > MAX_NAME { Verdict::Undecided } else { Verdict::Running };
-    }
     let rest = first(stop);
-    let text = scratch.scan.text + rest;
+    let text = before + rest;
+    if pos + rest >= scratch.scan.len {
+        // What is behind the end is none of it.
+        return answer::beyond(&mut scratch.scan, at::NAME, pos);
+    }
     if (bytes >> ((rest & 7) * 8)) as u8 != b':' {
         // A name that no rule the kernel decides has, nor any that frames a message.
         scratch.scan.mode = at::TOKEN;
@@ -43,20 +63,17 @@ pub(super) fn name(scratch: &mut Scratch, pos: u32) -> Verdict {
     if text == 0 {
         return Verdict::Undecided;
     }
-    let hash = common::finish(common::mix(scratch.scan.hash, common::first_bytes(lower, rest)), text);
+    let hash = common::finish(common::mix(hash, common::first_bytes(lower, rest)), text);
     let mut pos = pos + rest + 1;
     if scratch.bytes[(pos & MASK) as usize] == b' ' {
         pos += 1;
     }
     scratch.scan.pos = pos;
     scratch.scan.mode = at::VALUE;
-    if scratch.scan.trailer != 0 {
-        // Says nothing about framing, whatever it is (RFC 9110 §6.5.1).
-        return Verdict::Running;
-    }
     let half = if hash & 0x40 == 0 { scratch.scan.bitmap[0] } else { scratch.scan.bitmap[1] };
-    if half >> (hash & 0x3f) & 1 == 0 {
-        return Verdict::Running;
+    // A trailer says nothing about framing, whatever it is (RFC 9110 §6.5.1).
+    if half >> (hash & 0x3f) & 1 == 0 || scratch.scan.trailer != 0 {
+        return value(scratch, pos);
     }
     let key = NameKey::new(hash, scratch.scan.port as u16);
     // SAFETY: one aligned word; user space replaces it as a whole.
@@ -116,26 +133,29 @@ pub(super) const fn token_characters() -> u128 {
 /// A value that nobody asked for.
 #[inline(always)]
 pub(super) fn value(scratch: &mut Scratch, pos: u32) -> Verdict {
-    let mut pos = pos;
-    let mut stop = control(word(scratch, pos));
-    if stop == 0 {
-        pos += 8;
-        stop = control(word(scratch, pos));
-        if stop == 0 {
-            pos += 8;
-            stop = control(word(scratch, pos));
-            if stop == 0 {
-                scratch.scan.pos = pos + 8;
-                return Verdict::Running;
-            }
+    let (mut pos, mut words) = (pos, 0);
+    let stop = loop {
+        let stop = control(word(scratch, pos));
+        if stop != 0 {
+            break stop;
         }
-    }
+        pos += 8;
+        words += 1;
+        if words == VALUE_WORDS {
+            scratch.scan.pos = pos;
+            return Verdict::Running;
+        }
+    };
     pos += first(stop);
     if pos + 1 >= scratch.scan.len {
+        if pos < scratch.scan.len && scratch.bytes[(pos & MASK) as usize] == b'\r' {
+            scratch.scan.cr = 1;
+            return answer::beyond(&mut scratch.scan, at::VALUE, pos + 1);
+        }
         return answer::beyond(&mut scratch.scan, at::VALUE, pos);
     }
     if pair(scratch, pos) == CRLF {
-        return line(scratch, pos + 2);
+        return answer::end_of_line(scratch, pos + 2);
     }
     scratch.scan.pos = pos + 1;
     if scratch.bytes[(pos & MASK) as usize] == b'\t' { Verdict::Running } else { Verdict::Undecided }

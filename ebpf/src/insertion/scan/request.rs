@@ -1,8 +1,9 @@
 //! Request lines (RFC 9112 §3), and what follows a request's head.
 
 use super::{
-    MASK, MAX_HEADS, Scan, Verdict, at, begin,
-    words::{HIGH, at_least, first, word},
+    CRLF, MASK, MAX_HEADS, Scan, Verdict, at, begin,
+    lines::line,
+    words::{HIGH, at_least, first, pair, word},
 };
 use crate::maps::Scratch;
 
@@ -42,26 +43,38 @@ pub(super) fn method(scratch: &mut Scratch, pos: u32) -> Verdict {
         return Verdict::Undecided;
     }
     scratch.scan.mode = at::TARGET;
-    scratch.scan.pos = pos + length;
-    Verdict::Running
+    target(scratch, pos + length)
 }
+
+/// Words of a target that are read in one step.
+const TARGET_WORDS: u32 = 4;
 
 #[inline(always)]
 pub(super) fn target(scratch: &mut Scratch, pos: u32) -> Verdict {
-    let bytes = word(scratch, pos);
-    // Blanks, control characters, DEL and all that is not ASCII.
-    let stop = (!at_least(bytes, 0x21) | at_least(bytes, 0x7f) | bytes) & HIGH;
-    if stop == 0 {
-        scratch.scan.pos = pos + 8;
-        return Verdict::Running;
-    }
+    let (mut pos, mut words) = (pos, 0);
+    let stop = loop {
+        let bytes = word(scratch, pos);
+        // Blanks, control characters, DEL and all that is not ASCII.
+        let stop = (!at_least(bytes, 0x21) | at_least(bytes, 0x7f) | bytes) & HIGH;
+        if stop != 0 {
+            break stop;
+        }
+        pos += 8;
+        words += 1;
+        if words == TARGET_WORDS {
+            scratch.scan.pos = pos;
+            return Verdict::Running;
+        }
+    };
     let end = pos + first(stop);
     if scratch.bytes[(end & MASK) as usize] != b' ' {
         return Verdict::Undecided;
     }
-    scratch.scan.mode = at::VERSION;
-    scratch.scan.pos = end + 1;
-    Verdict::Running
+    let version = end + 1;
+    if word(scratch, version) != u64::from_le_bytes(*b"HTTP/1.1") || pair(scratch, version + 8) != CRLF {
+        return Verdict::Undecided;
+    }
+    line(scratch, version + 10)
 }
 
 /// Behind the blank line of a request, which ends at `pos`.
