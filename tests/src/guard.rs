@@ -132,8 +132,17 @@ struct LinkShown {
 
 fn list<T: for<'de> Deserialize<'de>>(kind: &str) -> Result<Vec<T>> {
     // It gives up where an object goes between its being listed and its being looked at: other labs come and go.
+    const ATTEMPTS: u32 = 20;
     let show = || command::run("bpftool", &["--json", kind, "show"], "");
-    let text = show().or_else(|_| show()).or_else(|_| show())?;
+    let mut shown = show();
+    for _ in 1..ATTEMPTS {
+        if shown.is_ok() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        shown = show();
+    }
+    let text = shown?;
     serde_json::from_str(&text).with_context(|| format!("reading what `bpftool {kind} show` printed: {text}"))
 }
 

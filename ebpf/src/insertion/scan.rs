@@ -242,6 +242,11 @@ fn advance(scratch: &mut Scratch) -> Verdict {
         return name(scratch, pos);
     }
     if mode == at::LINE {
+        if pos + 1 == scratch.scan.len && scratch.bytes[(pos & MASK) as usize] == b'\r' {
+            // Of the blank line only the first half is here.
+            scratch.scan.cr = 2;
+            return beyond(&mut scratch.scan, at::LINE, pos + 1);
+        }
         if pair(scratch, pos) == CRLF {
             return end_of_head(scratch, pos + 2);
         }
@@ -278,11 +283,6 @@ fn advance(scratch: &mut Scratch) -> Verdict {
 #[inline(always)]
 fn end_of_head(scratch: &mut Scratch, pos: u32) -> Verdict {
     let scan = &mut scratch.scan;
-    if pos > scan.len {
-        // Of the blank line only the first half is here.
-        scan.cr = 2;
-        return beyond(scan, at::LINE, pos - 1);
-    }
     if scan.trailer != 0 {
         return end_of_whole(scan, pos);
     }

@@ -179,12 +179,15 @@ pub(super) fn beyond(scan: &mut Scan, mode: u32, pos: u32) -> Verdict {
     }
     let anywhere = mode == at::VALUE || mode == at::LINE || mode == at::SIZE;
     if scan.len < scan.total && pos < scan.total {
-        if scan.cr == 0 && (anywhere || mode == at::STATUS) {
+        if scan.cr != 0 {
+            scan.mode = at::FEED;
+            return Verdict::More;
+        }
+        if anywhere || mode == at::STATUS {
             return Verdict::More;
         }
         if scan.line > 0 {
             // The whole line once more.
-            scan.cr = 0;
             scan.next = scan.line;
             scan.mode = at::LINE;
             return Verdict::More;
