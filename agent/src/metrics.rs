@@ -387,16 +387,25 @@ mod tests {
         let readme = include_str!("../../README.md");
         let table = readme.split("| Metric | Counts |").nth(1).unwrap().split("\n\n").next().unwrap();
         let listed = names(table, "\n| `", &['`', '{']);
-        let encoded: BTreeSet<_> =
-            text.lines().filter(|l| !l.starts_with('#')).filter_map(|l| l.split(['{', ' ']).next()).collect();
+        // A histogram has three.
+        let parts = ["_bucket", "_sum", "_count"];
+        let whole = |name| parts.iter().find_map(|part| str::strip_suffix(name, part)).unwrap_or(name);
+        let encoded: BTreeSet<_> = text
+            .lines()
+            .filter(|l| !l.starts_with('#'))
+            .filter_map(|l| l.split(['{', ' ']).next())
+            .map(whole)
+            .collect();
         for name in &encoded {
             let name = name.strip_prefix("sluice_agent_").unwrap();
             assert!(listed.contains(name), "{name} is missing in the README");
         }
-        for name in listed.iter().filter(|n| !n.starts_with("kernel_") && **n != "clients") {
+        let elsewhere = |name: &str| name.starts_with("kernel_") || name.starts_with("flows_") || name == "clients";
+        for name in listed.iter().filter(|name| !elsewhere(name)) {
             assert!(encoded.contains(format!("sluice_agent_{name}").as_str()), "{name} is in the README only");
         }
-        for value in names(&text, "=\"", &['"']) {
+        // The bounds of a histogram are numbers.
+        for value in names(&text, "=\"", &['"']).into_iter().filter(|value| value.parse::<f64>().is_err()) {
             assert!(table.contains(&format!("`{value}`")), "the value {value} is missing in the README");
         }
     }

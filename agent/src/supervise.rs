@@ -37,8 +37,9 @@ use nix::{
 };
 use sluice_ebpf_common::insertion::{ENDED, FLAG_RESET, Flow, FlowKey, LOCAL_PORT, Local};
 
-/// Set for the worker, whose standard input is the socket to its parent.
+/// Set for the worker, whose standard input is the socket to its parent: to [`AGAIN`] if another one has been before.
 const WORKER: &str = "SLUICE_AGENT_WORKER";
+const AGAIN: &str = "again";
 /// Most descriptors that are passed at once (`SCM_MAX_FD` of the kernel is 253).
 const MOST: usize = 250;
 /// How often it is looked whether a connection still depends on what a dead worker has left.
@@ -50,6 +51,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Supervisor {
     socket: OwnedFd,
+    /// Another worker has been before.
+    again: bool,
 }
 
 /// What a worker has passed on.
@@ -64,13 +67,11 @@ struct Kept {
 /// # Errors
 /// When the socket to the parent cannot be had.
 pub fn supervisor() -> io::Result<Option<Supervisor>> {
-    if env::var_os(WORKER).is_none() {
-        return Ok(None);
-    }
+    let Some(worker) = env::var_os(WORKER) else { return Ok(None) };
     // The parent's mask has been inherited.
     SigSet::all().thread_unblock()?;
     set_pdeathsig(Signal::SIGKILL)?;
-    Ok(Some(Supervisor { socket: io::stdin().as_fd().try_clone_to_owned()? }))
+    Ok(Some(Supervisor { socket: io::stdin().as_fd().try_clone_to_owned()?, again: worker == AGAIN }))
 }
 
 /// Runs this program as a worker, again and again, until it ends by itself or a signal asks for the end.
@@ -86,9 +87,11 @@ pub fn run() -> Result<ExitCode> {
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         .context("cannot receive signals")?;
     let (mut left, mut pause, mut stopping) = (Vec::<Kept>::new(), Duration::from_millis(100), false);
+    let mut which = "first";
     loop {
         let begun = Instant::now();
-        let (mut worker, socket) = start()?;
+        let (mut worker, socket) = start(which)?;
+        which = AGAIN;
         let mut kept = None;
         let status = loop {
             let timeout = if left.is_empty() { PollTimeout::NONE } else { PollTimeout::try_from(LOOK)? };
@@ -132,12 +135,12 @@ pub fn run() -> Result<ExitCode> {
     }
 }
 
-fn start() -> Result<(Child, OwnedFd)> {
+fn start(which: &str) -> Result<(Child, OwnedFd)> {
     let (own, other) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
         .context("cannot make a socket to the worker")?;
     let program = env::current_exe().context("cannot find this program")?;
     let mut command = Command::new(program);
-    command.args(env::args_os().skip(1)).env(WORKER, "1").stdin(Stdio::from(other));
+    command.args(env::args_os().skip(1)).env(WORKER, which).stdin(Stdio::from(other));
     Ok((command.spawn().context("cannot start the worker")?, own))
 }
 
@@ -194,6 +197,11 @@ fn exit_code(status: ExitStatus) -> ExitCode {
 // === impl Supervisor ===
 
 impl Supervisor {
+    /// Whether connections may be shifted by the programs of a worker that has died.
+    pub(crate) const fn is_again(&self) -> bool {
+        self.again
+    }
+
     /// Passes on what shall outlive this process: the map of flows, the map of local ports, and the links.
     ///
     /// # Errors

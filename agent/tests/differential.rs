@@ -5,7 +5,7 @@
 //! that the kernel does not follow. What it does not call clean may be anything; how often that happens is counted, so that
 //! a scanner which proves nothing does not pass.
 //!
-//! `SLUICE_DIFFERENTIAL_CASES` says how many; ten million take some minutes in a release build.
+//! `SLUICE_DIFFERENTIAL_CASES` says how many; ten million take six minutes.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test ends where it cannot go on")]
 

@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
     fs::{self, File},
+    hash::{BuildHasher as _, RandomState},
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     os::fd::{AsFd as _, OwnedFd, RawFd},
@@ -167,7 +168,10 @@ impl Programs {
             .map_err(|source| ProgramsError::Io { what: "the network namespace cannot be opened", source })?;
         memory::expect_burst();
         let mut loader = EbpfLoader::new();
-        loader.btf(None);
+        let generation = RandomState::new().hash_one(std::process::id());
+        #[expect(clippy::cast_possible_truncation, reason = "any bits will do")]
+        let generation = generation as u32 & flows::GENERATION_BITS;
+        loader.btf(None).override_global(flows::GENERATION, &generation, true);
         let loaded = loader.load(OBJECT);
         drop(loader);
         memory::give_back();
@@ -372,7 +376,8 @@ impl Programs {
         let held = match self.ports.entry(port) {
             Entry::Occupied(held) => held.into_mut(),
             Entry::Vacant(vacant) => {
-                note_existing(&mut self.flows, port)?;
+                let again = self.supervisor.as_ref().is_some_and(Supervisor::is_again);
+                note_existing(&mut self.flows, port, again)?;
                 vacant.insert(Port::new()?)
             }
         };
@@ -497,7 +502,9 @@ impl std::fmt::Debug for Programs {
 
 /// Tells the programs of connections that were there before them: the agent's own are none to be inserted into, and of the
 /// others only who asks the app's socket knows whether they are in the middle of something.
-fn note_existing(map: &mut HashMap<MapData, FlowKey, Flow>, port: u16) -> Result<(), ProgramsError> {
+///
+/// With `again` they may be shifted by programs that are there still: nobody else must touch them.
+fn note_existing(map: &mut HashMap<MapData, FlowKey, Flow>, port: u16, again: bool) -> Result<(), ProgramsError> {
     let failed = |source| ProgramsError::Io { what: "the connections to the port cannot be listed", source };
     for connection in existing::connections(port).map_err(failed)? {
         let words = |address: IpAddr| {
@@ -510,7 +517,7 @@ fn note_existing(map: &mut HashMap<MapData, FlowKey, Flow>, port: u16) -> Result
         };
         let (local, peer) = (connection.local, connection.peer);
         let key = FlowKey { caller: words(peer.ip()), pod: words(local.ip()), caller_port: peer.port(), port };
-        let flow = if connection.own {
+        let flow = if connection.own || again {
             Flow::new(flows::State::Wire, 0)
         } else {
             let Some(info) = diag::info(local, peer).map_err(failed)? else { continue };

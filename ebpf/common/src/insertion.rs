@@ -39,10 +39,16 @@ pub const NAMES_MAX: u32 = 16_384;
 /// Bytes of the ring buffer.
 pub const EVENTS_BYTES: u32 = 4 << 20;
 
+/// Name of a number in the object that the agent sets before it loads it: bits of [`GENERATION_BITS`], different for each
+/// agent. Programs of an agent that has died may be there still, and must not take the marks of another's for theirs.
+pub const GENERATION: &str = "GENERATION";
+/// The bits of a mark that tell generations apart.
+pub const GENERATION_BITS: u32 = 0x00ff_ff00;
+
 /// Mark of a packet between the app and the agent that was sent back into its device: it comes from this pod.
-pub const MARK_OWN: u32 = 0x51_1c_e0_01;
+pub const MARK_OWN: u32 = 0x5100_0001;
 /// Mark of a packet that must not leave: the local sender shall take it for sent, so it is dropped on the way in.
-pub const MARK_SINK: u32 = 0x51_1c_e0_02;
+pub const MARK_SINK: u32 = 0x5100_0002;
 
 /// Longest part of a packet that is read for request heads, and longest piece of a held packet in one event.
 pub const WINDOW: usize = 4096;

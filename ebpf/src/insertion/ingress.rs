@@ -63,11 +63,11 @@ enum Act {
 fn sluice_ingress(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
     let mark = packet::mark(skb);
-    if mark == abi::MARK_OWN {
+    if mark == maps::of_generation(abi::MARK_OWN) {
         packet::set_mark(skb, 0);
         return PASS;
     }
-    if mark == abi::MARK_SINK {
+    if mark == maps::of_generation(abi::MARK_SINK) {
         return DROP;
     }
     let Some(packet) = Packet::read(skb) else { return PASS };

@@ -63,6 +63,19 @@ pub(crate) struct Scratch {
     pub(crate) reading: Reading,
 }
 
+/// Set by the agent before it loads this; see its name in `sluice_ebpf_common`.
+#[unsafe(no_mangle)]
+#[expect(unsafe_code, reason = "found by its name")]
+static GENERATION: u32 = 0;
+
+/// A mark as these programs write it.
+#[inline(always)]
+#[expect(unsafe_code, reason = "the value is not the one that the compiler sees")]
+pub(crate) fn of_generation(mark: u32) -> u32 {
+    // SAFETY: a number that nobody writes while the program runs.
+    mark | unsafe { core::ptr::read_volatile(&raw const GENERATION) }
+}
+
 /// This CPU's room.
 #[inline(always)]
 #[expect(unsafe_code, reason = "a per-CPU slot is reached through a pointer")]

@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use sluice_ebpf_common::{self as common, AddressWords, insertion::WINDOW};
 
-use super::maps::{Scratch, bounded};
+use super::maps::{Scratch, bounded, of_generation};
 
 const L3: u32 = 14;
 const IPPROTO_TCP: u8 = 6;
@@ -139,7 +139,7 @@ pub(crate) fn set_mark(skb: *mut __sk_buff, mark: u32) {
 #[inline(always)]
 #[expect(unsafe_code, reason = "the context is a pointer from the kernel")]
 pub(crate) fn turn_back(skb: *mut __sk_buff, mark: u32) -> i32 {
-    set_mark(skb, mark);
+    set_mark(skb, of_generation(mark));
     // SAFETY: as in `mark`.
     unsafe { bpf_redirect((*skb).ifindex, BPF_F_INGRESS as u64) as i32 }
 }

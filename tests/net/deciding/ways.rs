@@ -10,10 +10,11 @@ use sluice_tests::{
 use super::stage::{PORT, SECOND_PORT};
 
 /// That the agent tells these ways, with the port and the reason of each, and no others.
-async fn tells(agent: &Agent, expected: &[(u16, &str)]) -> Result<()> {
+async fn tells(agent: &Agent, expected: &[(u16, &str, &str)]) -> Result<()> {
     let ways = agent.status().await?.rules.ways;
-    let told: Vec<_> = ways.iter().map(|port| (port.port, port.why.as_deref().unwrap_or_default())).collect();
-    ensure!(told == expected && ways.iter().all(|port| port.way == "lookup"), "{ways:?} and not {expected:?}");
+    let told: Vec<_> =
+        ways.iter().map(|port| (port.port, &*port.way, port.why.as_deref().unwrap_or_default())).collect();
+    ensure!(told == expected, "{ways:?} and not {expected:?}");
     Ok(())
 }
 
@@ -23,12 +24,12 @@ async fn the_way_of_each_port_is_told_and_insertion_without_conditions_is_refuse
     let stage = Stage::new("ways")?;
     let http = || stage.header("http", &[SECOND_PORT]);
     let agent = Agent::start(&stage.pod, &Rule::file(&[stage.tcp("tcp", &[PORT]), http()])).await?;
-    let unavailable = "this agent has no live insertion";
-    tells(&agent, &[(PORT, "all TCP"), (SECOND_PORT, unavailable)]).await?;
+    let usual = "this agent's way unless a rule asks for another";
+    tells(&agent, &[(PORT, "lookup", "all TCP"), (SECOND_PORT, "lookup", usual)]).await?;
     agent.set_rules(&Rule::file(&[http().with("steering", json!("lookup"))])).await?;
-    tells(&agent, &[(SECOND_PORT, "asked for")]).await?;
+    tells(&agent, &[(SECOND_PORT, "lookup", "asked for")]).await?;
     agent.set_rules(&Rule::file(&[http().with("steering", json!("insertion"))])).await?;
-    tells(&agent, &[(SECOND_PORT, unavailable)]).await?;
+    tells(&agent, &[(SECOND_PORT, "insertion", "")]).await?;
 
     let all_tcp = format!(
         "exempt: []\nintercepts:\n- name: tcp\n  ports: [{{port: {PORT}}}]\n  steering: insertion\n  client: {{keyHash: \"{}\"}}\n",
@@ -37,6 +38,6 @@ async fn the_way_of_each_port_is_told_and_insertion_without_conditions_is_refuse
     let said = agent.set_bad_rules(&all_tcp).await?;
     ensure!(said.contains("line 3: intercept \"tcp\"") && said.contains("insertion needs HTTP conditions"), "{said}");
     ensure!(said.contains("add a `match`, or leave out `steering`"), "{said}");
-    tells(&agent, &[(SECOND_PORT, unavailable)]).await?;
+    tells(&agent, &[(SECOND_PORT, "insertion", "")]).await?;
     stage.finish()
 }

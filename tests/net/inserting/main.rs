@@ -21,6 +21,7 @@ mod random;
 mod rules_change;
 #[path = "../odd/slow.rs"]
 mod slow;
+mod supervised;
 mod weather;
 
 use std::{
@@ -74,9 +75,21 @@ impl Scene {
 
     /// On a stage that was prepared, with these rules.
     async fn on(stage: Stage, more: &[u16], respond: fn(&str, &Request) -> Answer, rules: &str) -> Result<Box<Self>> {
+        Self::started(stage, more, respond, rules, &[]).await
+    }
+
+    /// Whose agent has these arguments too.
+    async fn started(
+        stage: Stage,
+        more: &[u16],
+        respond: fn(&str, &Request) -> Answer,
+        rules: &str,
+        arguments: &[&str],
+    ) -> Result<Box<Self>> {
         let app = Http1App::with(&stage.pod, any(HTTP), "pod", respond)?;
         let local = Http1App::with(&stage.laptop, any(HTTP), "laptop", respond)?;
-        let agent = Agent::builder(&stage.pod).argument("--steering=insertion").start(rules).await?;
+        let agent = Agent::builder(&stage.pod).argument("--steering=insertion");
+        let agent = arguments.iter().fold(agent, |agent, argument| agent.argument(argument)).start(rules).await?;
         let ports: Vec<_> = [&[HTTP], more].concat().iter().map(u16::to_string).collect();
         let ports: Vec<_> = ports.iter().map(String::as_str).collect();
         let client = Client::start(&stage.laptop, &agent, &stage.key, &ports).await?;
