@@ -1,9 +1,9 @@
 //! Live insertion: the agent joins an established connection when a request of it may fit a rule, and leaves it again.
 //!
 //! The kernel's packet programs ([`programs`]) let requests pass that cannot fit, and hold what they cannot disprove. This
-//! module makes two sockets at the connection's exact numbers ([`repair`]): one plays the app towards the caller, the other
+//! module makes two sockets at the connection's exact numbers (`repair`): one plays the app towards the caller, the other
 //! the caller towards the app, and the kernel rewrites packets between them. Behind that they are served like any steered
-//! connection. When nothing has happened for a moment, the connection goes back to the two who had it ([`Inserted`]).
+//! connection. When nothing has happened for a moment, the connection goes back to the two who had it (`returning`).
 //!
 //! Runs in the agent's thread: one task reads what the kernel tells, each inserted connection is a task of its own. What
 //! cannot be inserted is let go: the app answers.

@@ -3,7 +3,7 @@
 //!
 //! What must outlive it: the packet programs at the network devices. A connection that the agent has left may have shifted
 //! numbers, and is dead without them; one that it is in must still be rewritten while its sockets' resets go out. So the
-//! worker passes the descriptors of its links and maps to the parent ([`Supervisor::keep`]). When the worker dies, the
+//! worker passes the descriptors of its links and maps to the parent (`Supervisor::keep`). When the worker dies, the
 //! parent tells the kernel to look at no more requests, keeps the programs for as long as a connection depends on them, and
 //! starts another worker, which loads programs of its own.
 //!
