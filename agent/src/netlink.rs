@@ -116,3 +116,17 @@ impl Answer {
         }
     }
 }
+
+/// The value of the first attribute of this kind among those that follow a message's fixed part. Lengths count the four
+/// bytes of an attribute's own header, and each attribute begins at a multiple of 4 (netlink(7)).
+pub(crate) fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+    while let Some(head) = attributes.first_chunk::<4>() {
+        let [length, kind] = [[head[0], head[1]], [head[2], head[3]]].map(u16::from_ne_bytes);
+        let value = attributes.get(4..usize::from(length))?;
+        if kind == wanted {
+            return Some(value);
+        }
+        attributes = attributes.get(usize::from(length).next_multiple_of(4)..)?;
+    }
+    None
+}

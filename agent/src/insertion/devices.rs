@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, io};
 
-use crate::netlink::Request;
+use crate::netlink::{Request, attribute};
 
 const RTM_GETLINK: u16 = 18;
 const NLM_F_REQUEST: u16 = 0x1;
@@ -27,15 +27,6 @@ pub(super) fn ethernet() -> io::Result<BTreeSet<String>> {
 }
 
 fn name(message: &[u8]) -> Option<String> {
-    let mut rest = message.get(MESSAGE..)?;
-    while let Some(head) = rest.first_chunk::<4>() {
-        let [length, kind] = [[head[0], head[1]], [head[2], head[3]]].map(u16::from_ne_bytes);
-        let value = rest.get(4..usize::from(length))?;
-        if kind == IFLA_IFNAME {
-            let name = value.split(|&byte| byte == 0).next()?;
-            return Some(String::from_utf8_lossy(name).into_owned());
-        }
-        rest = rest.get(usize::from(length).next_multiple_of(4)..)?;
-    }
-    None
+    let name = attribute(message.get(MESSAGE..)?, IFLA_IFNAME)?.split(|&byte| byte == 0).next()?;
+    Some(String::from_utf8_lossy(name).into_owned())
 }

@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use crate::netlink::Request;
+use crate::netlink::{Request, attribute};
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const NLM_F_REQUEST: u16 = 0x1;
@@ -66,16 +66,7 @@ pub(super) fn info(local: SocketAddr, peer: SocketAddr) -> io::Result<Option<Inf
 }
 
 fn read(message: &[u8]) -> Option<Info> {
-    let mut rest = message.get(MESSAGE..)?;
-    while let Some(head) = rest.first_chunk::<4>() {
-        let [length, kind] = [[head[0], head[1]], [head[2], head[3]]].map(u16::from_ne_bytes);
-        let value = rest.get(4..usize::from(length))?;
-        if kind == INFO {
-            return of_tcp_info(value);
-        }
-        rest = rest.get(usize::from(length).next_multiple_of(4)..)?;
-    }
-    None
+    of_tcp_info(attribute(message.get(MESSAGE..)?, INFO)?)
 }
 
 fn of_tcp_info(info: &[u8]) -> Option<Info> {
@@ -92,7 +83,6 @@ fn of_tcp_info(info: &[u8]) -> Option<Info> {
         scales,
         send_mss: word(16)?,
         told_mss: word(84)?,
-        // `tcpi_snd_wnd` since Linux 5.4, `tcpi_rcv_wnd` since 6.2; what is certainly allowed where it is not told.
         asked: {
             // `tcpi_last_data_sent` and `tcpi_last_data_recv`: how long ago, in ms, as exactly as the kernel's ticks; and
             // whether there was any, by `tcpi_bytes_received` and `tcpi_bytes_sent` (the latter since Linux 4.19).
@@ -100,6 +90,7 @@ fn of_tcp_info(info: &[u8]) -> Option<Info> {
             let (received, sent) = (any(128).unwrap_or(true), any(200).unwrap_or(true));
             received && (!sent || word(44)? > word(52)?)
         },
+        // `tcpi_snd_wnd` since Linux 5.4, `tcpi_rcv_wnd` since 6.2; what is certainly allowed where it is not told.
         windows: (word(228).unwrap_or(64 << 10), word(232).unwrap_or(word(64)?)),
     })
 }

@@ -221,7 +221,7 @@ impl Programs {
     }
 
     /// Makes the kernel look at the requests to these ports, and at no others. Ports that are no longer wanted are kept
-    /// for as long as `in_use` says that connections depend on them.
+    /// for as long as connections depend on them.
     ///
     /// # Errors
     /// When a map or a link cannot be changed. What was done until then stays.
