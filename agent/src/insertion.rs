@@ -13,8 +13,10 @@ pub mod hints;
 pub mod programs;
 pub(crate) mod repair;
 
+mod copies;
 mod diag;
 mod inserter;
+mod joining;
 mod returning;
 
 use std::{
@@ -25,7 +27,7 @@ use std::{
 
 use aya::maps::MapError;
 use ipnet::IpNet;
-use sluice_ebpf_common::insertion::State;
+use sluice_ebpf_common::insertion::{Flow, State};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::hints::Hints;
@@ -33,8 +35,14 @@ pub use sluice_ebpf_common::insertion::Outcome;
 
 pub(crate) use self::programs::WITH_LOCK;
 pub use self::programs::{FlowCounters, Programs, ProgramsError, Scanned};
-pub(crate) use self::returning::Inserted;
-use crate::{connection::Shared, existing, http1::head::RequestKind, kernel::Listeners, supervise::Supervisor};
+pub(crate) use self::returning::{Activity, Inserted};
+use crate::{
+    connection::Shared,
+    existing,
+    http1::{body::Body, head::RequestKind},
+    kernel::Listeners,
+    supervise::Supervisor,
+};
 
 /// Whether conntrack takes connections up in the middle (Documentation/networking/nf_conntrack-sysctl.rst).
 const TCP_LOOSE: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_loose";
@@ -51,8 +59,8 @@ pub(crate) struct Position {
     pub(crate) body: u64,
     /// Requests that are owed an answer, the oldest first.
     pub(crate) owed: Vec<RequestKind>,
-    /// Bytes that are to come of the first answer, where it has begun.
-    pub(crate) running: Option<u64>,
+    /// What is to come of the first answer's body, where it has begun.
+    pub(crate) running: Option<Body>,
 }
 
 /// Live insertion as a whole: loads the programs when they are first wanted, and serves what they hold.
@@ -178,7 +186,7 @@ impl Insertion {
         let Some(programs) = self.loaded() else { return Ok(Look::default()) };
         let programs = lock(&programs);
         let counters = programs.counters()?;
-        self.shared.metrics.native(counters.passed, counters.not_http);
+        self.shared.metrics.native(counters.passed, counters.not_http, counters.copies_lost);
         Ok(Look {
             attached: programs.is_attached(),
             ports: programs.held_ports(),
@@ -191,11 +199,12 @@ impl Insertion {
     pub(crate) fn end_shifted(&self) {
         let Some(programs) = self.loaded() else { return };
         let programs = lock(&programs);
-        let shifted = programs.flow_keys().filter(|key| {
-            programs.flow(key).is_some_and(|flow| flow.din | flow.dout != 0 && flow.state != State::Split as u32)
-        });
+        let is_lost = |flow: &Flow| flow.gap().is_none_or(|gap| gap > returning::LONGEST_GAP);
+        let shifted = programs
+            .flow_keys()
+            .filter(|key| programs.flow(key).is_some_and(|flow| is_lost(&flow) && flow.state != State::Split as u32));
         for key in shifted.collect::<Vec<_>>() {
-            let (peer, port) = (inserter::caller_of(&key), key.port);
+            let (peer, port) = (joining::caller_of(&key), key.port);
             if let Err(error) = existing::reset(port, peer) {
                 tracing::warn!(%error, %peer, port, "a connection that depends on this agent cannot be ended");
             }

@@ -77,7 +77,7 @@ struct Inner {
     returned: Counter,
     not_inserted: [Counter; 6],
     /// What of the kernel's own decisions is in the counters.
-    native: Mutex<(u64, u64)>,
+    native: Mutex<(u64, u64, u64)>,
     /// Not in the registry: names are no labels with a fixed set of values.
     tallies: Mutex<Tallies>,
 }
@@ -229,12 +229,14 @@ impl Metrics {
         }
     }
 
-    /// What the kernel has decided alone, so far: requests that fit no rule, and connections that are no HTTP.
-    pub(crate) fn native(&self, passed: u64, not_http: u64) {
+    /// What the kernel has decided alone, so far: requests that fit no rule, and connections that are no HTTP; and copies that
+    /// it could not hand over.
+    pub(crate) fn native(&self, passed: u64, not_http: u64, copies_lost: u64) {
         let mut before = self.0.native.lock().unwrap_or_else(PoisonError::into_inner);
         self.0.requests[Decision::Passed as usize].inc_by(passed.saturating_sub(before.0));
         self.0.wires[Doubt::NotHttp as usize].inc_by(not_http.saturating_sub(before.1));
-        *before = (passed, not_http);
+        self.0.copies[Outcome::Lost as usize].inc_by(copies_lost.saturating_sub(before.2));
+        *before = (passed, not_http, copies_lost);
     }
 
     /// The agent has been inserted into a connection, so long after it was held.

@@ -184,9 +184,7 @@ fn retire(mut kept: Kept, left: &mut Vec<Kept>) {
 fn is_needed(kept: &Kept) -> bool {
     // Read under its lock, as the kernel writes it.
     let flows = kept.flows.keys().flatten().filter_map(|key| kept.flows.get(&key, super::insertion::WITH_LOCK).ok());
-    flows
-        .into_iter()
-        .any(|flow| flow.din | flow.dout != 0 && flow.flags & FLAG_RESET == 0 && flow.flags & ENDED != ENDED)
+    flows.into_iter().any(|flow| flow.is_shifted() && flow.flags & FLAG_RESET == 0 && flow.flags & ENDED != ENDED)
 }
 
 fn exit_code(status: ExitStatus) -> ExitCode {

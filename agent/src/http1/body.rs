@@ -44,6 +44,17 @@ impl Body {
     /// A chunked body, at its beginning.
     pub const CHUNKED: Self = Self::Chunked(Chunked(State::Size { digits: 0, size: 0 }));
 
+    /// A chunked body of which the next chunk begins so many bytes from here, the end of the line before it included.
+    #[must_use]
+    pub const fn before_chunk(bytes: u64) -> Self {
+        Self::Chunked(Chunked(match bytes {
+            0 => State::Size { digits: 0, size: 0 },
+            1 => State::DataLf,
+            2 => State::DataCr,
+            _ => State::Data { left: bytes - 2 },
+        }))
+    }
+
     /// Whether all of it is through.
     #[must_use]
     pub fn is_done(&self) -> bool {
@@ -158,6 +169,16 @@ mod tests {
         assert_eq!(take(Body::Length(9), b"abcdef", 4), Ok((6, false)));
         assert_eq!(take(Body::UntilClose, b"abcdef", 4), Ok((6, false)));
         assert!(Body::EMPTY.is_done());
+    }
+
+    #[test]
+    fn goes_on_anywhere_in_a_chunk() {
+        let rest = b"hello\r\n0\r\n\r\n";
+        for gone in 0..=7 {
+            let body = Body::before_chunk(7 - gone as u64);
+            assert_eq!(take(body, &rest[gone..], 3), Ok((rest.len() - gone, true)), "{gone}");
+        }
+        assert_eq!(take(Body::before_chunk(3), b"0\r\n", 9), Err(Doubt::Chunk), "no chunk is that long");
     }
 
     #[test]

@@ -31,6 +31,7 @@ use super::{
 use crate::{
     connection::{End, Steered},
     http2::{self, Switched},
+    insertion::Activity,
     socket::Socket,
 };
 
@@ -141,9 +142,9 @@ impl Relay {
         if self.up.fin_sent && self.down.fin_sent {
             return Poll::Ready(Ok(Event::Done));
         }
-        let quiet = self.is_quiet();
+        let activity = Activity { quiet: self.is_quiet(), passed: self.up.passed };
         if let (Some(inserted), Some(app)) = (&mut self.steered.inserted, &self.app)
-            && inserted.poll_return(quiet, &self.steered.caller, app, cx).is_ready()
+            && inserted.poll_return(activity, &self.steered.caller, app, cx).is_ready()
         {
             return Poll::Ready(Ok(Event::Returned));
         }

@@ -61,11 +61,11 @@ pub(super) enum Followed {
 // === impl Answers ===
 
 impl Answers {
-    /// Goes on in a connection that was served by others: the requests that are owed an answer, and how much of the first
-    /// answer's body is to come, where it has begun.
-    pub(super) fn resume(&mut self, owed: &[RequestKind], running: Option<u64>) {
+    /// Goes on in a connection that was served by others: the requests that are owed an answer, and what is to come of the
+    /// first answer's body, where it has begun.
+    pub(super) fn resume(&mut self, owed: &[RequestKind], running: Option<Body>) {
         self.owed.extend(owed.iter().map(|&kind| Owed { kind, upgrade: false }));
-        self.running = running.map(|left| Running { body: Body::Length(left), close: false });
+        self.running = running.map(|body| Running { body, close: false });
     }
 
     /// A request has gone to the server.

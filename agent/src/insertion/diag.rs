@@ -35,6 +35,8 @@ pub(super) struct Info {
     pub(super) windows: (u32, u32),
     /// The peer has spoken last: something is owed to it, or it is in the middle of something.
     pub(super) asked: bool,
+    /// For so many ms nothing was sent or received.
+    pub(super) idle: u32,
 }
 
 /// Asks for the app's end of a connection. `None` where there is none, or it is not open.
@@ -90,6 +92,8 @@ fn of_tcp_info(info: &[u8]) -> Option<Info> {
             let (received, sent) = (any(128).unwrap_or(true), any(200).unwrap_or(true));
             received && (!sent || word(44)? > word(52)?)
         },
+        // `tcpi_last_data_sent`, `tcpi_last_data_recv`, `tcpi_last_ack_recv`.
+        idle: word(44)?.min(word(52)?).min(word(56)?),
         // `tcpi_snd_wnd` since Linux 5.4, `tcpi_rcv_wnd` since 6.2; what is certainly allowed where it is not told.
         windows: (word(228).unwrap_or(64 << 10), word(232).unwrap_or(word(64)?)),
     })

@@ -4,33 +4,30 @@
 //! then a pattern or a `baggage` member, of which the kernel knows the name only. A rule without either cannot be
 //! disproved, and every request would come to the agent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sluice_ebpf_common::{
-    insertion::{Interest, NameKey},
-    name_hash, value_hash,
+    insertion::{ACTIVE_COPY, ACTIVE_HOLD, FRAMING, Interest, NameKey},
+    name_bit, name_hash, value_hash, word_of,
 };
-use sluice_protocol::rules::{Intercept, MatchType};
+use sluice_protocol::rules::{Intercept, MatchType, Mode};
 
 /// Names and values of one port.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Hints {
     names: BTreeMap<u64, u32>,
-    values: BTreeMap<u64, ()>,
+    values: BTreeSet<u64>,
+    bitmap: [u64; 2],
+    /// All rules are wiretaps.
+    copies: bool,
 }
 
-/// Headers that frame a message, and what the kernel does about them.
-const FRAMING: [(&str, Interest); 5] = [
-    ("content-length", Interest::Length),
-    ("connection", Interest::Connection),
-    ("transfer-encoding", Interest::Coding),
-    ("upgrade", Interest::Framing),
-    ("expect", Interest::Framing),
-];
-
-/// Whether the kernel reads a name as one of those it knows: it passes over names with rarer characters.
-fn is_plain(name: &str) -> bool {
-    name.len() <= 64 && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+/// Whether the kernel can look for a name: it passes over names with rarer characters, and those that frame a message mean
+/// something else to it.
+fn is_usable(name: &str) -> bool {
+    name.len() <= 64
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+        && FRAMING.iter().all(|framing| !framing.eq_ignore_ascii_case(name))
 }
 
 // === impl Hints ===
@@ -41,37 +38,43 @@ impl Hints {
     /// # Errors
     /// The name of a rule that the kernel cannot disproof.
     pub fn new<'a>(rules: impl IntoIterator<Item = &'a Intercept>) -> Result<Self, String> {
-        let mut hints = Self::default();
+        let mut hints = Self { copies: true, ..Self::default() };
         for rule in rules {
-            let known = rule.matches.headers.iter().filter(|header| is_plain(header.name().as_str()));
-            let exact = known.clone().find(|header| header.kind() == MatchType::Exact);
-            if let Some(header) = exact {
-                let name = name_hash(header.name().as_str().as_bytes());
-                hints.add(name, Interest::Exact);
-                hints.values.insert(value_hash(name, header.value().as_bytes()), ());
-            } else if let Some(header) = known.clone().next() {
-                hints.add(name_hash(header.name().as_str().as_bytes()), Interest::Present);
+            hints.copies &= rule.mode == Mode::Wiretap;
+            let usable = || rule.matches.headers.iter().filter(|header| is_usable(header.name().as_str()));
+            if let Some(header) = usable().find(|header| header.kind() == MatchType::Exact) {
+                let name = hints.add(header.name().as_str(), Interest::Exact);
+                hints.values.insert(value_hash(name, header.value().as_bytes()));
+            } else if let Some(header) = usable().next() {
+                hints.add(header.name().as_str(), Interest::Present);
             } else if !rule.matches.baggage.is_empty() {
-                hints.add(name_hash(b"baggage"), Interest::Present);
+                hints.add("baggage", Interest::Present);
             } else {
                 return Err(rule.name.clone());
             }
         }
-        for (name, interest) in FRAMING {
-            // Where a rule asks for one of these by value, only the agent says.
-            let name = name_hash(name.as_bytes());
-            let interest = if hints.names.contains_key(&name) { Interest::Present } else { interest };
-            hints.names.insert(name, interest as u32);
+        for name in FRAMING {
+            hints.mark(name);
         }
         Ok(hints)
     }
 
-    fn add(&mut self, name: u64, interest: Interest) {
-        let held = self.names.entry(name).or_insert(interest as u32);
+    /// The name's hash.
+    fn add(&mut self, name: &str, interest: Interest) -> u64 {
+        self.mark(name);
+        let hash = name_hash(name.as_bytes());
+        let held = self.names.entry(hash).or_insert(interest as u32);
         // Whoever asks for the name alone is content with nothing less.
         if interest == Interest::Present {
             *held = interest as u32;
         }
+        hash
+    }
+
+    fn mark(&mut self, name: &str) {
+        #[expect(clippy::cast_possible_truncation, reason = "a name that matters is short")]
+        let bit = name_bit(word_of(name.as_bytes()), name.len() as u32);
+        self.bitmap[usize::from(bit >= 64)] |= 1 << (bit & 63);
     }
 
     /// The entries of the map of names.
@@ -81,16 +84,17 @@ impl Hints {
 
     /// The entries of the map of values.
     pub(super) fn values(&self, port: u16) -> impl Iterator<Item = NameKey> + '_ {
-        self.values.keys().map(move |&hash| NameKey::new(hash, port))
+        self.values.iter().map(move |&hash| NameKey::new(hash, port))
+    }
+
+    /// How the kernel looks at requests.
+    pub(super) const fn active(&self) -> u16 {
+        if self.copies { ACTIVE_COPY } else { ACTIVE_HOLD }
     }
 
     /// A bit for each name.
-    pub(super) fn bitmap(&self) -> [u64; 2] {
-        let mut bitmap = [0; 2];
-        for name in self.names.keys() {
-            bitmap[usize::from(name & 0x40 != 0)] |= 1 << (name & 0x3f);
-        }
-        bitmap
+    pub(super) const fn bitmap(&self) -> [u64; 2] {
+        self.bitmap
     }
 }
 
@@ -122,7 +126,12 @@ mod tests {
         assert_eq!(names.get(&name_hash(b"x-a")), None, "the exact one is enough");
         assert_eq!(names.get(&name_hash(b"baggage")), Some(&(Interest::Present as u32)));
         assert_eq!(hints.values(80).count(), 1);
-        assert!(names.keys().all(|name| hints.bitmap()[usize::from(name & 64 != 0)] >> (name & 63) & 1 == 1));
+        let is_marked = |name: &str| {
+            let bit = name_bit(word_of(name.as_bytes()), u32::try_from(name.len()).unwrap());
+            hints.bitmap()[usize::from(bit >= 64)] >> (bit & 63) & 1 == 1
+        };
+        assert!(["X-B", "baggage", "Content-Length", "expect"].into_iter().all(is_marked));
+        assert!(!is_marked("x-a"));
     }
 
     #[test]
@@ -133,14 +142,14 @@ mod tests {
             let (_, interest) = hints.names(1).find(|(key, _)| key.hash == name_hash(b"a")).unwrap();
             assert_eq!(interest, Interest::Present as u32);
         }
-        let hints = Hints::new(&rules("{\"headers\":[{\"name\":\"Connection\",\"value\":\"x\"}]}")).unwrap();
-        let (_, interest) = hints.names(1).find(|(key, _)| key.hash == name_hash(b"connection")).unwrap();
-        assert_eq!(interest, Interest::Present as u32);
     }
 
     #[test]
     fn a_rule_that_cannot_be_disproved_is_named() {
         assert_eq!(Hints::new(&rules("{\"method\":\"GET\"}")), Err("a".to_owned()));
-        assert_eq!(Hints::new(&rules("{\"headers\":[{\"name\":\"a.b\",\"value\":\"1\"}]}")), Err("a".to_owned()));
+        for name in ["a.b", "Connection"] {
+            let rule = format!("{{\"headers\":[{{\"name\":\"{name}\",\"value\":\"1\"}}]}}");
+            assert_eq!(Hints::new(&rules(&rule)), Err("a".to_owned()), "{name}");
+        }
     }
 }

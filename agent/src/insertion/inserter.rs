@@ -4,32 +4,23 @@
 //! ready: what was sent must be acknowledged on both sides before two sockets can take over. Bounded: so many at once, so
 //! many bytes, so long; what goes beyond is let go, counted, and answered by the app.
 
-use std::{
-    collections::HashMap,
-    io,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, io, sync::Arc, time::Duration};
 
 use aya::maps::{MapData, RingBuf};
-use sluice_ebpf_common::insertion::{
-    Answer, Event, EventKind, FLAG_CLOCK, FLAG_LAST, FLAG_OLD, Flow, FlowKey, Op, Outcome, State,
-};
+use sluice_ebpf_common::insertion::{Event, EventKind, FlowKey, Op};
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    net::TcpStream,
     time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Inserted, Position, SharedPrograms, diag, lock,
-    repair::{End, Repaired},
+    Inserted, SharedPrograms, copies,
+    joining::{Attempt, Hold, Made, Wait, caller_of, insert, pod_of},
+    lock,
 };
 use crate::{
     connection::{Shared, Steered},
-    http1::head::RequestKind,
     metrics::NotInserted,
     socket::Socket,
 };
@@ -42,32 +33,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(5);
 /// How often the kernel, which lets go after a second, is told that somebody works on it.
 const KEEP: Duration = Duration::from_millis(300);
+/// How long the app may go on to send while a connection is held for the agent. It would never stand still if the app had
+/// more to send than the caller's window takes.
+const STREAMING: Duration = Duration::from_millis(3);
 /// How long a flow is remembered after its end: as long as packets of it may come (2 × MSL of Linux, and more).
 const AFTERWARDS: Duration = Duration::from_secs(90);
 /// Attempts at once, when the numbers move between the reading of them and the insertion.
 const ATTEMPTS: u32 = 3;
-
-/// A connection that is held.
-struct Hold {
-    id: u32,
-    from: u32,
-    bytes: Vec<u8>,
-    /// The packet that was held first.
-    first: Event,
-    since: Instant,
-    kept: Instant,
-}
-
-/// What became of an attempt.
-enum Attempt {
-    Inserted,
-    /// Not yet.
-    Wait,
-    /// Never.
-    Over(NotInserted),
-    /// It is not held any more.
-    Gone,
-}
 
 /// The task's state.
 struct Inserter {
@@ -137,7 +109,7 @@ pub(crate) async fn run(
             && at <= Instant::now()
         {
             afterwards.pop_front();
-            let _ = lock(&inserter.programs).command(&key, id, Op::Remove, [0; 4]);
+            let _ = lock(&inserter.programs).command(&key, id, Op::Remove, &[]);
         }
     }
 }
@@ -154,6 +126,8 @@ impl Inserter {
     fn take(&mut self, event: &Event, bytes: &[u8]) {
         if event.kind == EventKind::Held as u32 {
             self.held(event, bytes);
+        } else if event.kind == EventKind::Copied as u32 {
+            copies::deliver(&self.shared, &event.key, bytes);
         } else if event.kind == EventKind::Progress as u32 {
             self.attempt(&event.key);
         } else if event.kind == EventKind::Reset as u32 {
@@ -180,17 +154,11 @@ impl Inserter {
     }
 
     fn held(&mut self, event: &Event, bytes: &[u8]) {
-        let now = Instant::now();
-        match self.holds.get_mut(&event.key) {
-            Some(hold) if hold.id == event.id && hold.to() == event.seq => hold.bytes.extend_from_slice(bytes),
-            _ => {
-                if self.holds.len() >= MAX_HOLDS {
-                    return self.release(&event.key, event.id, NotInserted::Busy);
-                }
-                let hold =
-                    Hold { id: event.id, from: event.seq, bytes: bytes.to_vec(), first: *event, since: now, kept: now };
-                self.holds.insert(event.key, hold);
+        if !self.holds.get_mut(&event.key).is_some_and(|hold| hold.add(event, bytes)) {
+            if self.holds.len() >= MAX_HOLDS {
+                return self.release(&event.key, event.id, NotInserted::Busy);
             }
+            self.holds.insert(event.key, Hold::new(event, bytes));
         }
         self.attempt(&event.key);
     }
@@ -206,34 +174,24 @@ impl Inserter {
         let closing = self.inserted.get(key).is_some_and(|(_, token)| token.is_cancelled());
         for _ in 0..ATTEMPTS {
             let Some(hold) = self.holds.get_mut(key) else { return };
+            let id = hold.id;
             // Two sockets of the same numbers are there until the last insertion's are closed.
-            let attempt = if closing { Ok((Attempt::Wait, None)) } else { insert(&self.programs, key, hold) };
+            let attempt = if closing { Ok(Attempt::Wait(Wait::Settling)) } else { insert(&self.programs, key, hold) };
             match attempt {
-                Ok((Attempt::Inserted, Some(made))) => return self.serve(key, made),
-                Ok((Attempt::Wait, _)) => {
-                    if hold.since.elapsed() > PATIENCE {
-                        let id = hold.id;
-                        return self.release(key, id, NotInserted::NeverReady);
-                    }
-                    if hold.kept.elapsed() > KEEP {
-                        hold.kept = Instant::now();
-                        let _ = lock(&self.programs).command(key, hold.id, Op::Keep, [0; 4]);
-                    }
-                    return;
+                Ok(Attempt::Inserted(made)) => return self.serve(key, made),
+                Ok(Attempt::Wait(_)) if hold.since.elapsed() > PATIENCE => {
+                    return self.release(key, id, NotInserted::NeverReady);
                 }
-                Ok((Attempt::Over(why), _)) => {
-                    let id = hold.id;
-                    return self.release(key, id, why);
-                }
-                Ok((Attempt::Gone, _)) => {
+                Ok(Attempt::Wait(wait)) => return keep(&self.programs, key, hold, wait),
+                Ok(Attempt::Over(why)) => return self.release(key, id, why),
+                Ok(Attempt::Gone) => {
                     self.holds.remove(key);
                     return;
                 }
-                // The numbers have moved: once more.
-                Ok((Attempt::Inserted, None)) => {}
+                // Once more.
+                Ok(Attempt::Moved) => {}
                 Err(error) => {
                     tracing::warn!(%error, "a connection cannot be joined: the app answers");
-                    let id = hold.id;
                     return self.release(key, id, NotInserted::Failed);
                 }
             }
@@ -248,7 +206,7 @@ impl Inserter {
             let flow = lock(&self.programs).flow(key);
             tracing::debug!(peer = %caller_of(key), port = key.port, ?why, ?flow, "a held request goes to the app");
         }
-        let _ = lock(&self.programs).command(key, id, Op::Release, [u32::from(why == NotInserted::Closing), 0, 0, 0]);
+        let _ = lock(&self.programs).command(key, id, Op::Release, &[u32::from(why == NotInserted::Closing)]);
     }
 
     fn serve(&mut self, key: &FlowKey, made: Made) {
@@ -271,6 +229,7 @@ impl Inserter {
                 self.programs.clone(),
                 token,
                 self.shared.stopping.clone(),
+                made.timed,
             ))),
         };
         let (open, cut, peer) = (self.shared.metrics.open(), self.cut.clone(), caller_of(key));
@@ -286,129 +245,16 @@ impl Inserter {
     }
 }
 
-// === impl Hold ===
-
-impl Hold {
-    /// The number behind the held bytes.
-    fn to(&self) -> u32 {
-        #[expect(clippy::cast_possible_truncation, reason = "the kernel holds less than a window")]
-        self.from.wrapping_add(self.bytes.len() as u32)
-    }
-}
-
-/// The two sockets of an insertion, and where the connection is.
-struct Made {
-    caller: TcpStream,
-    app: TcpStream,
-    position: Position,
-}
-
-/// Tries to join one connection. `Inserted` without sockets where its numbers have moved meanwhile.
-fn insert(programs: &SharedPrograms, key: &FlowKey, hold: &Hold) -> io::Result<(Attempt, Option<Made>)> {
-    let programs = lock(programs);
-    let Some(flow) = programs.flow(key) else { return Ok((Attempt::Gone, None)) };
-    if flow.id != hold.id || flow.state != State::Held as u32 {
-        return Ok((Attempt::Gone, None));
-    }
-    let Some((facing_caller, facing_app)) = programs.facing(key.port) else { return Ok((Attempt::Gone, None)) };
-    if flow.caller_ack != flow.sent_end || flow.app_ack != hold.from || flow.held_to != hold.to() {
-        return Ok((Attempt::Wait, None));
-    }
-    if flow.flags & FLAG_LAST != 0 {
-        return Ok((Attempt::Over(NotInserted::Closing), None));
-    }
-    let is_open = [Answer::Head, Answer::Chunks].iter().any(|open| *open as u32 == flow.answer);
-    if is_open && flow.asked != flow.answered {
-        return Ok((Attempt::Wait, None));
-    }
-    let Some(position) = position(&flow) else { return Ok((Attempt::Over(NotInserted::OpenAnswer), None)) };
-    let (caller, pod) = (caller_of(key), pod_of(key));
-    let Some(info) = diag::info(pod, caller)? else {
-        return Ok((Attempt::Over(NotInserted::NoSocket), None));
+/// Holds on. An app that does not stop sending is stopped; one that has been stopped within a line gets on for a moment.
+fn keep(programs: &SharedPrograms, key: &FlowKey, hold: &mut Hold, wait: Wait) {
+    let streams = hold.since.elapsed() > STREAMING;
+    let op = match wait {
+        Wait::Settling if streams && !hold.blocked => Op::Block,
+        Wait::Line if hold.blocked => Op::Unblock,
+        _ if hold.kept.elapsed() > KEEP => Op::Keep,
+        _ => return,
     };
-    let options = if info.timestamps { 12 } else { 0 };
-    let (told, tells) = info.scales;
-    let (may_send, allowed) = info.windows;
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)?;
-    let now_ms = Duration::from(now).as_millis();
-    let age = now_ms.saturating_sub(u128::from(hold.first.at / 1_000_000));
-    #[expect(clippy::cast_possible_truncation, reason = "timestamps wrap")]
-    let (now_ms, age) = (now_ms as u32, age as u32);
-    let facing_caller = End {
-        local: SocketAddr::new(pod.ip(), facing_caller),
-        peer: caller,
-        send: flow.sent_end,
-        receive: hold.from,
-        mss: info.send_mss + options,
-        scales: info.scales,
-        selective: info.selective,
-        timestamp: info.timestamps.then(|| {
-            let known = flow.flags & FLAG_CLOCK != 0;
-            let clock = now_ms.wrapping_add(flow.app_clock) & !1;
-            let echoed = hold.first.tsecr.wrapping_add(1) & !1;
-            let is_behind = clock.wrapping_sub(hold.first.tsecr) > u32::MAX / 2;
-            if !known || is_behind { echoed.wrapping_add(2) } else { clock }
-        }),
-        windows: (hold.first.window << told, allowed),
-    };
-    let facing_app = End {
-        local: SocketAddr::new(pod.ip(), facing_app),
-        peer: caller,
-        send: hold.from.wrapping_sub(flow.din),
-        receive: flow.sent_end.wrapping_sub(flow.dout),
-        mss: info.told_mss + options,
-        scales: (tells, told),
-        selective: info.selective,
-        timestamp: info.timestamps.then(|| hold.first.tsval.wrapping_add(age).wrapping_add(1)),
-        windows: (allowed, may_send),
-    };
-    let caller = Repaired::new(&facing_caller)?;
-    caller.received(&hold.bytes)?;
-    let app = Repaired::new(&facing_app)?;
-    let numbers = [flow.sent_end, flow.app_ack, hold.to(), 0];
-    match programs.command(key, hold.id, Op::Insert, numbers) {
-        Outcome::Done => {}
-        Outcome::Moved | Outcome::More => return Ok((Attempt::Inserted, None)),
-        _ => return Ok((Attempt::Gone, None)),
-    }
-    let app = TcpStream::from_std(app.open(false)?.into())?;
-    let caller = TcpStream::from_std(caller.open(true)?.into())?;
-    Ok((Attempt::Inserted, Some(Made { caller, app, position })))
-}
-
-/// Where the connection is, `None` where only its app knows.
-fn position(flow: &Flow) -> Option<Position> {
-    let (mut owed, mut heads) = (flow.asked.wrapping_sub(flow.answered), flow.heads);
-    let mut running = None;
-    if flow.answer == Answer::Ending as u32 && owed == 1 {
-        // All of it has been sent and acknowledged, and the last of it looked like the end.
-        owed = 0;
-        heads = 0;
-    } else if (flow.answer == Answer::Unknown as u32 || flow.answer == Answer::Ending as u32) && owed > 0 {
-        return None;
-    } else if flow.answer == Answer::Length as u32 {
-        running = Some(u64::from(flow.answer_end.wrapping_sub(flow.sent_end)));
-    }
-    let behind = flow.next_head.wrapping_sub(flow.held_from);
-    Some(Position {
-        begun: flow.asked > 0 || flow.flags & FLAG_OLD != 0,
-        // Behind the next head nothing is held, so what is ahead of it is a body.
-        body: if behind < u32::MAX / 2 { u64::from(behind) } else { 0 },
-        owed: (0..owed)
-            .map(|n| if heads >> (n & 31) & 1 == 0 { RequestKind::Other } else { RequestKind::Head })
-            .collect(),
-        running,
-    })
-}
-
-fn address(words: [u32; 4]) -> IpAddr {
-    IpAddr::V6(Ipv6Addr::from(sluice_ebpf_common::bytes_of(words))).to_canonical()
-}
-
-pub(super) fn caller_of(key: &FlowKey) -> SocketAddr {
-    SocketAddr::new(address(key.caller), key.caller_port)
-}
-
-fn pod_of(key: &FlowKey) -> SocketAddr {
-    SocketAddr::new(address(key.pod), key.port)
+    hold.kept = Instant::now();
+    hold.blocked = (hold.blocked || op == Op::Block) && op != Op::Unblock;
+    let _ = lock(programs).command(key, hold.id, op, &[]);
 }

@@ -24,12 +24,16 @@ use ipnet::IpNet;
 use sluice_ebpf_common::{
     self as abi,
     insertion::{
-        self as flows, COMMAND_AT, Command, Flow, FlowCounter, FlowKey, LOCAL_FACING_APP, LOCAL_FACING_CALLER,
-        LOCAL_PORT, Local, NameKey, Op, Outcome,
+        self as flows, ACTIVE_HOLD, COMMAND_AT, Command, Flow, FlowCounter, FlowKey, LOCAL_FACING_APP,
+        LOCAL_FACING_CALLER, LOCAL_PORT, Local, NameKey, Op, Outcome,
     },
 };
 
-use super::{devices, diag, hints::Hints};
+use super::{
+    devices, diag,
+    hints::Hints,
+    joining::{caller_of, pod_of},
+};
 use crate::{
     existing,
     kernel::{self, Capability, Listeners, LoadError, Operation, memory},
@@ -153,6 +157,8 @@ pub struct FlowCounters {
     pub returned: u64,
     /// Connections that are no HTTP.
     pub not_http: u64,
+    /// Packets for wiretaps of which there is no copy.
+    pub copies_lost: u64,
 }
 
 // === impl Programs ===
@@ -247,15 +253,10 @@ impl Programs {
     pub fn clear(&mut self) -> Result<(), ProgramsError> {
         let leaving: Vec<u16> = self.ports.iter().filter(|(_, port)| !port.active).map(|(&port, _)| port).collect();
         for port in leaving {
-            let depends = |flow: &Flow| {
-                flow.state == flows::State::Split as u32
-                    || flow.state == flows::State::Held as u32
-                    || flow.din | flow.dout != 0
-            };
             let mut in_use = false;
             for key in self.flows.keys().flatten().filter(|key| key.port == port).collect::<Vec<_>>() {
                 match self.flow(&key) {
-                    Some(flow) if depends(&flow) => in_use = true,
+                    Some(flow) if depends(&key, &flow) => in_use = true,
                     _ => _ = self.flows.remove(&key),
                 }
             }
@@ -314,17 +315,19 @@ impl Programs {
     }
 
     /// Changes a flow, under its lock.
-    pub fn command(&self, key: &FlowKey, id: u32, op: Op, numbers: [u32; 4]) -> Outcome {
-        let command = Command { key: *key, op: op as u32, id, numbers };
+    pub fn command(&self, key: &FlowKey, id: u32, op: Op, numbers: &[u32]) -> Outcome {
+        let numbers = std::array::from_fn(|n| numbers.get(n).copied().unwrap_or_default());
+        let command = Command { key: *key, op: op as u32, id, numbers, found: [0; 4] };
         let mut packet = [0; COMMAND_AT + size_of::<Command>()];
         packet[COMMAND_AT..].copy_from_slice(&command.to_bytes());
         self.run(&packet, None).map_or(Outcome::Unknown, Outcome::of)
     }
 
     /// Runs the kernel's scanner on text, as it would look at the data of a packet to `port`, or from it: for tests of its
-    /// agreement with the parser. Of what is returned with [`Outcome::Done`], `numbers` are where the next message begins, how
+    /// agreement with the parser. Of what is returned with [`Outcome::Done`], the numbers are where the next message begins, how
     /// many were found, which of the requests are `HEAD`, and bits: 1 for a message that says it is the last, 2 for an answer
-    /// that only the connection's end ends, 4 for a chunked one of which the next chunk begins there. With [`Outcome::More`]
+    /// that only the connection's end ends, 4 for a chunked one of which the next chunk begins there,
+    /// 8 for a request that may fit a wiretap. With [`Outcome::More`]
     /// the first two are what an answer goes on with in the next packet, and the third is how many have ended before.
     ///
     /// # Errors
@@ -333,17 +336,17 @@ impl Programs {
         let length = u32::try_from(text.len()).unwrap_or(u32::MAX);
         let key = FlowKey { caller: [0; 4], pod: [0; 4], caller_port: 0, port };
         let numbers = match what {
-            Scanned::Requests => [length, 0, 0, 0],
-            Scanned::Answers { heads, kept: [kept, long] } => [length, 1 | heads << 1, kept, long],
+            Scanned::Requests => [length, 0, 0, 0, 0, 0],
+            Scanned::Answers { heads, kept: [kept, long] } => [length, 1 | heads << 1, kept, long, 0, 0],
         };
-        let command = Command { key, op: Op::Scan as u32, id: 0, numbers };
+        let command = Command { key, op: Op::Scan as u32, id: 0, numbers, found: [0; 4] };
         let mut packet = vec![0; COMMAND_AT];
         packet.extend(command.to_bytes());
         packet.extend(text);
         let mut out = vec![0; packet.len()];
         let code = self.run(&packet, Some(&mut out))?;
         let command = out.get(COMMAND_AT..).and_then(Command::from_bytes).unwrap_or(command);
-        Ok((Outcome::of(code), command.numbers))
+        Ok((Outcome::of(code), command.found))
     }
 
     /// What was counted.
@@ -360,6 +363,7 @@ impl Programs {
             steered: sum(FlowCounter::Steered)?,
             returned: sum(FlowCounter::Returned)?,
             not_http: sum(FlowCounter::NotHttp)?,
+            copies_lost: sum(FlowCounter::CopyLost)?,
         })
     }
 
@@ -394,10 +398,10 @@ impl Programs {
         }
         let (caller, app) = (held.facing_caller.port, held.facing_app.port);
         let locals = |source| ProgramsError::Map { map: flows::LOCALS_MAP, source };
-        let facing = |kind| Local::new(kind, port, 0, 0, true, [0; 2]);
+        let facing = |kind| Local::new(kind, port, 0, 0, ACTIVE_HOLD, [0; 2]);
         self.locals.insert(u32::from(caller), facing(LOCAL_FACING_CALLER), 0).map_err(locals)?;
         self.locals.insert(u32::from(app), facing(LOCAL_FACING_APP), 0).map_err(locals)?;
-        let mut local = Local::new(LOCAL_PORT, port, caller, app, true, hints.bitmap());
+        let mut local = Local::new(LOCAL_PORT, port, caller, app, hints.active(), hints.bitmap());
         // What has been found out stays so.
         local.deferred = self.locals.get(&u32::from(port), 0).map_or(0, |held| held.deferred);
         self.locals.insert(u32::from(port), local, 0).map_err(locals)?;
@@ -415,7 +419,7 @@ impl Programs {
     fn deactivate(&mut self, port: u16) -> Result<(), ProgramsError> {
         let Some(held) = self.ports.get_mut(&port) else { return Ok(()) };
         held.active = false;
-        let local = Local::new(LOCAL_PORT, port, held.facing_caller.port, held.facing_app.port, false, [0; 2]);
+        let local = Local::new(LOCAL_PORT, port, held.facing_caller.port, held.facing_app.port, 0, [0; 2]);
         let locals = |source| ProgramsError::Map { map: flows::LOCALS_MAP, source };
         self.locals.insert(u32::from(port), local, 0).map_err(locals)?;
         let hints = std::mem::take(&mut held.hints);
@@ -497,6 +501,19 @@ impl Programs {
 impl std::fmt::Debug for Programs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Programs").field("ports", &self.ports).finish_non_exhaustive()
+    }
+}
+
+/// Whether a connection needs the programs still.
+fn depends(key: &FlowKey, flow: &Flow) -> bool {
+    if flow.state == flows::State::Split as u32 || flow.state == flows::State::Held as u32 {
+        return true;
+    }
+    match flow.gap() {
+        Some(0) => false,
+        // Nobody notices a gap that is over before the next packet. One that nothing is known of has ended.
+        Some(gap) => diag::info(pod_of(key), caller_of(key)).ok().flatten().is_some_and(|info| info.idle <= gap),
+        None => true,
     }
 }
 

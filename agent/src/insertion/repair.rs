@@ -132,6 +132,11 @@ pub(super) fn numbers(socket: &impl AsFd) -> io::Result<(u32, u32)> {
     numbers
 }
 
+/// What the timestamp value of an open connection is by now, or one more: the kernel does not tell the lowest bit.
+pub(super) fn time(socket: &impl AsFd) -> io::Result<u32> {
+    Ok(get(socket, TCP_TIMESTAMP)?.wrapping_add(1))
+}
+
 /// Whether this process may make sockets like that.
 pub(super) fn supported() -> io::Result<()> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;

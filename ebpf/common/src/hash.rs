@@ -37,27 +37,47 @@ pub const fn finish(hash: u64, length: u32) -> u64 {
 
 /// Hash of a header's name, in any case.
 #[must_use]
-pub fn name_hash(name: &[u8]) -> u64 {
+pub const fn name_hash(name: &[u8]) -> u64 {
     whole(NAME_SEED, name, LOWER)
 }
 
 /// Hash of a value of the header whose name has this hash.
 #[must_use]
-pub fn value_hash(name_hash: u64, value: &[u8]) -> u64 {
+pub const fn value_hash(name_hash: u64, value: &[u8]) -> u64 {
     whole(name_hash, value, 0)
 }
 
-fn whole(mut hash: u64, text: &[u8], lower: u64) -> u64 {
+/// Which of 128 bits a name has: by its first eight bytes, `word` as it was read, of which `length` are the name's.
+#[must_use]
+#[inline(always)]
+pub const fn name_bit(word: u64, length: u32) -> u32 {
+    let lower = word | LOWER;
+    let first = if length < 8 { first_bytes(lower, length) } else { lower };
+    (first.wrapping_mul(FACTOR) >> 57) as u32
+}
+
+const fn whole(mut hash: u64, text: &[u8], lower: u64) -> u64 {
     let (words, rest) = text.as_chunks::<8>();
-    for word in words {
-        hash = mix(hash, u64::from_le_bytes(*word) | lower);
+    let mut n = 0;
+    while n < words.len() {
+        hash = mix(hash, u64::from_le_bytes(words[n]) | lower);
+        n += 1;
     }
-    let mut last = [0; 8];
-    last[..rest.len()].copy_from_slice(rest);
     #[expect(clippy::cast_possible_truncation, reason = "at most 7, and no head is that long")]
-    let (rest, length) = (rest.len() as u32, text.len() as u32);
-    hash = mix(hash, first_bytes(u64::from_le_bytes(last) | lower, rest));
+    let (length, bytes) = (text.len() as u32, rest.len() as u32);
+    hash = mix(hash, first_bytes(word_of(rest) | lower, bytes));
     finish(hash, length)
+}
+
+/// The first eight bytes of a text, with zeros behind its end.
+#[must_use]
+pub const fn word_of(text: &[u8]) -> u64 {
+    let (mut word, mut n) = ([0; 8], 0);
+    while n < text.len() && n < 8 {
+        word[n] = text[n];
+        n += 1;
+    }
+    u64::from_le_bytes(word)
 }
 
 #[cfg(test)]

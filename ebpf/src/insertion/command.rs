@@ -6,7 +6,7 @@ use aya_ebpf::{
     macros::classifier,
     programs::TcContext,
 };
-use sluice_ebpf_common::insertion::{self as abi, Command, Flow, Local, Op, Outcome, State, WINDOW};
+use sluice_ebpf_common::insertion::{self as abi, Command, Flow, Op, Outcome, State, WINDOW};
 
 use super::{
     egress::{goes_back, may_go_back},
@@ -49,7 +49,7 @@ fn sluice_command(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn act(flow: &mut Flow, command: &Command, now: u64) -> Outcome {
-    let [a, b, c, d] = command.numbers;
+    let [a, b, c, d, e, f] = command.numbers;
     if flow.id != command.id {
         return Outcome::Gone;
     }
@@ -71,6 +71,7 @@ fn act(flow: &mut Flow, command: &Command, now: u64) -> Outcome {
             return Outcome::More;
         }
         flow.state = State::Split as u32;
+        flow.flags &= !abi::FLAG_BLOCKED;
         return Outcome::Done;
     }
     if op == Op::Release as u32 {
@@ -83,11 +84,17 @@ fn act(flow: &mut Flow, command: &Command, now: u64) -> Outcome {
         }
         return Outcome::Done;
     }
-    if op == Op::Keep as u32 {
+    if op == Op::Keep as u32 || op == Op::Block as u32 || op == Op::Unblock as u32 {
         if flow.state != State::Held as u32 {
             return Outcome::State;
         }
         flow.held_since = now;
+        if op == Op::Block as u32 {
+            flow.flags |= abi::FLAG_BLOCKED;
+        }
+        if op == Op::Unblock as u32 {
+            flow.flags &= !abi::FLAG_BLOCKED;
+        }
         return Outcome::Done;
     }
     if flow.state != State::Split as u32 {
@@ -98,6 +105,8 @@ fn act(flow: &mut Flow, command: &Command, now: u64) -> Outcome {
         flow.armed_app = b;
         flow.armed_din = c;
         flow.armed_dout = d;
+        flow.armed_time_out = e;
+        flow.armed_clock = f;
         flow.flags |= abi::FLAG_ARMED;
         return Outcome::Done;
     }
@@ -132,22 +141,25 @@ fn scan(ctx: &TcContext, command: &mut Command, scratch: &mut Scratch) -> Outcom
         return Outcome::Unknown;
     }
     let port = command.key.port;
-    let Some(&Local { bitmap, .. }) = maps::local(port) else { return Outcome::Gone };
+    let Some(local) = maps::local(port) else { return Outcome::Gone };
     let verdict = if command.numbers[1] == 0 {
-        scan::requests(scratch, port, bitmap, len, total)
+        scan::requests(scratch, local, len, total)
     } else {
-        let [_, heads, kept, length] = command.numbers;
-        scan::answers(scratch, port, bitmap, heads >> 1, (kept, length), len, total)
+        let [_, heads, kept, length, ..] = command.numbers;
+        scan::answers(scratch, heads >> 1, (kept, length), len, total)
     };
     if verdict == Verdict::Lines {
         let (kept, length) = scan::answer_head(&scratch.scan);
-        command.numbers = [kept, length, scratch.scan.found, scratch.scan.last];
+        command.found = [kept, length, scratch.scan.found, scratch.scan.last];
         return Outcome::More;
     }
-    command.numbers =
+    command.found =
         [scratch.scan.next, scratch.scan.found, scratch.scan.heads, scratch.scan.last | scratch.scan.unknown << 1];
     if verdict == Verdict::Chunks {
-        command.numbers[3] |= 4;
+        command.found[3] |= 4;
+    }
+    if scratch.scan.fits != 0 {
+        command.found[3] |= 8;
     }
     match verdict {
         Verdict::Clean | Verdict::Chunks => Outcome::Done,

@@ -1,12 +1,12 @@
 //! Copies a held packet to the agent, in pieces, because a packet may be longer than anything else here.
 
 use aya_ebpf::helpers::generated::{bpf_loop, bpf_ringbuf_output};
-use sluice_ebpf_common::insertion::{Event, EventKind, Flow, FlowKey, State, WINDOW};
+use sluice_ebpf_common::insertion::{Event, EventKind, Flow, FlowCounter, FlowKey, State, WINDOW};
 
 use super::{
     DROP,
     ingress::after,
-    maps::{self, EVENTS, Scratch, locked},
+    maps::{self, EVENTS, Scratch, count, locked},
     packet::Packet,
 };
 
@@ -48,6 +48,27 @@ pub(crate) fn copied(packet: &Packet, key: &FlowKey, flow: &mut Flow, scratch: &
     DROP
 }
 
+/// Copies requests that pass, which are the `len` bytes in the window and begin at the number `from`.
+#[inline(always)]
+pub(crate) fn copied_whole(key: &FlowKey, flow: &Flow, scratch: &mut Scratch, from: u32, len: u32) {
+    scratch.event = Event::new(*key, EventKind::Copied, flow.id, maps::now());
+    scratch.event.seq = from;
+    scratch.event.length = len;
+    if !sent(scratch, len) {
+        count(FlowCounter::CopyLost, 1);
+    }
+}
+
+/// Puts the event and the `len` bytes of the window behind it into the ring buffer; whether there was room.
+#[inline(always)]
+#[expect(unsafe_code, reason = "a helper of the kernel")]
+fn sent(scratch: &mut Scratch, len: u32) -> bool {
+    let size = size_of::<Event>() as u64 + maps::bounded(len, WINDOW as u32) as u64;
+    let from = (&raw const scratch.event).cast_mut().cast();
+    // SAFETY: the bytes follow the event at once.
+    unsafe { bpf_ringbuf_output((&raw const EVENTS).cast_mut().cast(), from, size, 0) == 0 }
+}
+
 /// One piece. Returns 1 to stop.
 #[inline(never)]
 #[expect(unsafe_code, reason = "called by the kernel with the pointers that `copied` gave it")]
@@ -58,10 +79,7 @@ extern "C" fn piece(_index: u64, step: *mut Step) -> u64 {
     let Some(len) = packet.load(scratch, offset) else { return 1 };
     scratch.event.seq = packet.seq.wrapping_add(offset);
     scratch.event.length = len;
-    let size = size_of::<Event>() as u64 + maps::bounded(len, WINDOW as u32) as u64;
-    let from = (&raw const scratch.event).cast_mut().cast();
-    // SAFETY: the bytes follow the event at once.
-    if unsafe { bpf_ringbuf_output((&raw const EVENTS).cast_mut().cast(), from, size, 0) } != 0 {
+    if !sent(scratch, len) {
         // No room: the caller sends it again.
         return 1;
     }

@@ -7,7 +7,7 @@ use super::{
     PASS,
     ingress::after,
     maps::{self, FLOWS, Scratch, flow, locked, now},
-    packet::{self, ACK, FIN, Packet, RST, SYN},
+    packet::{self, ACK, FIN, Packet, RST, SYN, Shift},
     scan::{self, Verdict},
 };
 
@@ -62,7 +62,7 @@ fn sluice_egress(ctx: TcContext) -> i32 {
             return packet::turn_back(skb, abi::MARK_OWN);
         }
         Act::Sink => return packet::turn_back(skb, abi::MARK_SINK),
-        Act::Scan(offset) => scanned(&packet, &key, local, flow, scratch, offset),
+        Act::Scan(offset) => scanned(&packet, flow, scratch, offset),
         Act::Last => {
             let ending = &packet.last_five() == b"0\r\n\r\n";
             locked(flow, |flow| {
@@ -74,9 +74,9 @@ fn sluice_egress(ctx: TcContext) -> i32 {
         Act::Ready => maps::tell(&key, EventKind::Progress, flow.id),
         Act::Pass | Act::PassLast => {}
     }
-    let (din, dout) = (flow.din, flow.dout);
-    if din | dout != 0 {
-        packet.shift(scratch, 0_u32.wrapping_sub(dout), 0_u32.wrapping_sub(din));
+    if flow.is_shifted() {
+        let (seq_less, ack_less) = (0_u32.wrapping_sub(flow.dout), 0_u32.wrapping_sub(flow.din));
+        packet.shift(scratch, Shift { seq_less, ack_less, value_more: flow.time_out, echo_less: flow.time_in });
         if act == Act::PassLast {
             maps::tell(&key, EventKind::Ended, flow.id);
         }
@@ -125,6 +125,10 @@ pub(crate) fn goes_back(flow: &mut Flow) {
     flow.flags &= !(abi::FLAG_ARMED | abi::FLAG_RETURNING);
     flow.din = flow.armed_din;
     flow.dout = flow.armed_dout;
+    if flow.armed_clock != abi::UNTIMED {
+        flow.time_out = flow.armed_time_out;
+        flow.flags |= abi::FLAG_TIMED;
+    }
     flow.next_head = flow.armed_caller;
     flow.app_ack = flow.armed_caller;
     flow.sent_end = flow.armed_app;
@@ -135,11 +139,11 @@ pub(crate) fn goes_back(flow: &mut Flow) {
     flow.heads = 0;
 }
 
-/// The app's timestamp value minus the clock, where it has to be learned.
+/// The app's timestamp value minus the clock, where it has to be learned; [`KNOWN`] where not.
 #[inline(always)]
-fn clock(packet: &Packet, flow: &Flow, scratch: &mut Scratch) -> Option<u32> {
+fn clock(packet: &Packet, flow: &Flow, scratch: &mut Scratch) -> u64 {
     if flow.flags & abi::FLAG_CLOCK != 0 {
-        return None;
+        return KNOWN;
     }
     let value = if packet.has(SYN) {
         packet.timestamp_value(scratch)
@@ -147,8 +151,14 @@ fn clock(packet: &Packet, flow: &Flow, scratch: &mut Scratch) -> Option<u32> {
         let timestamps = packet.timestamps();
         if timestamps.present { Some(timestamps.value) } else { None }
     };
-    value.map(|value| value.wrapping_sub((now() / 1_000_000) as u32))
+    match value {
+        Some(value) => value.wrapping_sub((now() / 1_000_000) as u32) as u64,
+        None => KNOWN,
+    }
 }
+
+/// No `Option`, of which the compiler would keep what nobody has written.
+const KNOWN: u64 = u64::MAX;
 
 /// Whether the app greets as a server of HTTP/2 does, with `SETTINGS` (RFC 9113 §3.4), before its caller has said anything.
 ///
@@ -167,9 +177,9 @@ fn is_greeting(packet: &Packet, flow: &Flow) -> bool {
 }
 
 #[inline(always)]
-fn decide(flow: &mut Flow, packet: &Packet, clock: Option<u32>, greeting: bool) -> Act {
-    if let Some(clock) = clock {
-        flow.app_clock = clock;
+fn decide(flow: &mut Flow, packet: &Packet, clock: u64, greeting: bool) -> Act {
+    if clock != KNOWN {
+        flow.app_clock = clock as u32;
         flow.flags |= abi::FLAG_CLOCK;
     }
     if flow.state == State::Split as u32 {
@@ -193,16 +203,24 @@ fn decide(flow: &mut Flow, packet: &Packet, clock: Option<u32>, greeting: bool) 
     if packet.has(RST) {
         return if flow.state == State::Held as u32 { Act::Pass } else { Act::PassLast };
     }
-    if packet.has(FIN) {
-        flow.flags |= abi::FLAG_APP_FIN;
-    }
+    let held = flow.state == State::Held as u32;
     let mut ready = false;
     if packet.has(ACK) && after(ack, flow.app_ack) {
         flow.app_ack = ack;
-        ready = flow.state == State::Held as u32 && flow.caller_ack == flow.sent_end && ack == flow.held_from;
+        ready = held && flow.caller_ack == flow.sent_end && ack == flow.held_from;
+    }
+    if held && flow.flags & abi::FLAG_BLOCKED != 0 {
+        let end = seq.wrapping_add(packet.len).wrapping_add(packet.has(FIN) as u32);
+        if after(end, flow.sent_end) {
+            // Sent again, to whoever is its peer by then.
+            return Act::Sink;
+        }
+    }
+    if packet.has(FIN) {
+        flow.flags |= abi::FLAG_APP_FIN;
     }
     if packet.len == 0 {
-        if flow.flags & ENDED == ENDED && flow.state != State::Held as u32 {
+        if flow.flags & ENDED == ENDED && !held {
             return Act::PassLast;
         }
         return if ready { Act::Ready } else { Act::Pass };
@@ -275,8 +293,6 @@ pub(crate) struct Reading {
 struct Step {
     scratch: *mut Scratch,
     packet: *const Packet,
-    bitmap: [u64; 2],
-    port: u16,
     heads: u32,
     resumed: (u32, u32),
 }
@@ -295,7 +311,7 @@ extern "C" fn window(_index: u64, step: *mut Step) -> u64 {
     let total = packet.len - offset;
     let verdict = if scratch.reading.begun == 0 {
         scratch.reading.begun = 1;
-        scan::answers(scratch, step.port, step.bitmap, step.heads, step.resumed, len, total)
+        scan::answers(scratch, step.heads, step.resumed, len, total)
     } else {
         scan::more(scratch, len, total)
     };
@@ -309,7 +325,7 @@ extern "C" fn window(_index: u64, step: *mut Step) -> u64 {
 
 #[inline(always)]
 #[expect(unsafe_code, reason = "a helper of the kernel")]
-fn scanned(packet: &Packet, key: &FlowKey, local: &Local, flow: &mut Flow, scratch: &mut Scratch, offset: u32) {
+fn scanned(packet: &Packet, flow: &mut Flow, scratch: &mut Scratch, offset: u32) {
     if offset >= packet.len {
         return;
     }
@@ -319,9 +335,12 @@ fn scanned(packet: &Packet, key: &FlowKey, local: &Local, flow: &mut Flow, scrat
         _ => (0, 0),
     };
     scratch.reading = Reading { offset, begun: 0, verdict: Verdict::Running };
-    let mut step = Step { scratch, packet, bitmap: local.bitmap, port: key.port, heads: flow.heads, resumed };
-    // SAFETY: the callback has the signature that the kernel calls, and its context outlives the loop.
-    unsafe { bpf_loop(WINDOWS, window as *mut _, (&raw mut step).cast(), 0) };
+    let mut step = Step { scratch, packet, heads: flow.heads, resumed };
+    // Most answers have one.
+    if window(0, &raw mut step) == 0 {
+        // SAFETY: the callback has the signature that the kernel calls, and its context outlives the loop.
+        unsafe { bpf_loop(WINDOWS, window as *mut _, (&raw mut step).cast(), 0) };
+    }
     let Reading { offset, verdict, .. } = scratch.reading;
     let (found, unknown, next) = (scratch.scan.found, scratch.scan.unknown, scratch.scan.next);
     let (head, length) = scan::answer_head(&scratch.scan);

@@ -10,10 +10,10 @@ use sluice_ebpf_common::insertion::{self as abi, Answer, ENDED, EventKind, Flow,
 
 use super::{
     DROP, PASS,
-    copy::copied,
+    copy::{copied, copied_whole},
     egress::goes_back,
     maps::{self, FLOWS, Scratch, count, flow, locked},
-    packet::{self, ACK, FIN, Packet, RST, SYN, URG},
+    packet::{self, ACK, FIN, Packet, RST, SYN, Shift, URG},
     scan::{self, Verdict},
 };
 
@@ -89,11 +89,14 @@ fn sluice_ingress(ctx: TcContext) -> i32 {
     let flow = match flow(&key) {
         Some(flow) => flow,
         None if local.active == 0 || packet.len == 0 || packet.flags & (RST | FIN | SYN) != 0 => return PASS,
-        None => match older(skb, &packet, &key) {
+        None => match older(skb, &packet, &key, scratch) {
             Some(flow) => flow,
             None => return PASS,
         },
     };
+    if flow.state == State::Held as u32 {
+        note_time(&packet, flow);
+    }
     let act = locked(flow, |flow| decide(flow, &packet, local.active != 0));
     match act {
         Act::Scan(from) => scanned(skb, &packet, &key, local, flow, scratch, from),
@@ -118,11 +121,12 @@ fn begins(skb: *mut __sk_buff, packet: &Packet, key: &FlowKey, local: &Local, sc
         return PASS;
     }
     let exempt = maps::is_exempt(packet.source, packet.v6);
-    let mut new = Flow::new(if exempt { State::Wire } else { State::Native }, maps::new_id());
+    let new = &mut scratch.flow;
+    *new = Flow::new(if exempt { State::Wire } else { State::Native }, maps::new_id());
     new.next_head = packet.seq.wrapping_add(1);
     new.app_ack = new.next_head;
     new.held_since = maps::now();
-    if FLOWS.insert(key, &new, 0).is_err() {
+    if FLOWS.insert(key, new, 0).is_err() {
         count(FlowCounter::Full, 1);
         return PASS;
     }
@@ -140,20 +144,21 @@ fn begins(skb: *mut __sk_buff, packet: &Packet, key: &FlowKey, local: &Local, sc
 
 /// Data of a connection that began before these programs were attached, or when there was no room.
 #[inline(always)]
-fn older(skb: *mut __sk_buff, packet: &Packet, key: &FlowKey) -> Option<&'static mut Flow> {
+fn older(skb: *mut __sk_buff, packet: &Packet, key: &FlowKey, scratch: &mut Scratch) -> Option<&'static mut Flow> {
     let state = socket_state(skb, packet)?;
     if state != ESTABLISHED && state != CLOSE_WAIT {
         return None;
     }
     let exempt = maps::is_exempt(packet.source, packet.v6);
-    let mut new = Flow::new(if exempt { State::Wire } else { State::Native }, maps::new_id());
+    let new = &mut scratch.flow;
+    *new = Flow::new(if exempt { State::Wire } else { State::Native }, maps::new_id());
     // Whether it is in the middle of something nobody knows, so first its app has to say something.
     new.flags = abi::FLAG_OLD | abi::FLAG_SHAKEN | abi::FLAG_ASKING;
     new.next_head = packet.seq;
     new.app_ack = packet.seq;
     new.sent_end = packet.ack;
     new.caller_ack = packet.ack;
-    if FLOWS.insert(key, &new, 1).is_err() {
+    if FLOWS.insert(key, new, 1).is_err() {
         count(FlowCounter::Full, 1);
         return None;
     }
@@ -290,11 +295,13 @@ fn held(flow: &mut Flow, packet: &Packet) -> Act {
     Act::Copy(flow.held_to)
 }
 
-/// What was held goes to the app when the caller sends it again; where heads begin is found out anew.
+/// What was held goes to the app when the caller sends it again; where heads begin is found out anew. Not where an answer is
+/// owed: while it runs, its caller seems to have got all that it asked for time and again.
 #[inline(always)]
 pub(crate) fn release(flow: &mut Flow) {
-    flow.state = State::Native as u32;
+    flow.state = if flow.asked == flow.answered { State::Native as u32 } else { State::Wire as u32 };
     flow.flags |= abi::FLAG_OLD | abi::FLAG_ASKING;
+    flow.flags &= !abi::FLAG_BLOCKED;
 }
 
 #[inline(always)]
@@ -329,12 +336,17 @@ fn scanned(
     let offset = from.wrapping_sub(packet.seq);
     let Some(len) = packet.load(scratch, offset) else { return DROP };
     let total = packet.len.wrapping_sub(offset);
-    let verdict = scan::requests(scratch, key.port, local.bitmap, len, total);
+    let verdict = scan::requests(scratch, local, len, total);
+    // What is copied has to be here as a whole.
+    let fits = scratch.scan.fits != 0;
+    let verdict = if fits && (scratch.scan.next != total || total != len) { Verdict::Undecided } else { verdict };
     let (found, heads, last, next) = (scratch.scan.found, scratch.scan.heads, scratch.scan.last, scratch.scan.next);
     let [a, b, c, d, ..] = scratch.bytes;
     let preface = verdict != Verdict::Clean && [a, b, c, d] == *b"PRI ";
+    // Both numbers change with `next_head` only, which is compared below.
     let many = flow.asked.wrapping_sub(flow.answered) + found > MAX_OWED;
-    let now = if verdict == Verdict::Clean && !many { 0 } else { maps::now() };
+    let (now, time) =
+        if verdict == Verdict::Clean && !many { (0, 0) } else { (maps::now(), packet.timestamps().value) };
     let act = locked(flow, |flow| {
         if flow.state == State::Split as u32 {
             return returns(flow, packet, verdict, found, heads, last, next);
@@ -344,7 +356,6 @@ fn scanned(
             return Act::Drop;
         }
         let was_old = flow.flags & abi::FLAG_OLD != 0;
-        let owed = flow.asked.wrapping_sub(flow.answered);
         if verdict == Verdict::NotHttp && (was_old || flow.asked == 0) {
             if was_old {
                 flow.flags |= abi::FLAG_ASKING;
@@ -363,7 +374,7 @@ fn scanned(
             return Act::Pass;
         }
         flow.flags &= !(abi::FLAG_OLD | abi::FLAG_ASKING);
-        if verdict == Verdict::Clean && !many && owed + found <= MAX_OWED {
+        if verdict == Verdict::Clean && !many {
             passed(flow, from, found, heads, last, next);
             return Act::Pass;
         }
@@ -371,28 +382,20 @@ fn scanned(
         flow.held_from = packet.seq;
         flow.held_to = packet.seq;
         flow.held_since = now;
+        flow.held_time = time;
         Act::Copy(packet.seq)
     });
-    let act = match act {
-        Act::Copy(_) => match reachable(skb, packet, flow, from) {
-            Act::Pass => {
-                maps::was_there(key.port, false);
-                Act::Pass
-            }
-            Act::Copy(from) => {
-                maps::was_there(key.port, true);
-                Act::Copy(from)
-            }
-            act => act,
-        },
-        act => act,
-    };
+    let act = if let Act::Copy(_) = act { reachable(skb, packet, key, flow, from) } else { act };
     if let Act::Copy(from) = act {
         count(FlowCounter::Held, 1);
         return copied(packet, key, flow, scratch, from);
     }
     if verdict == Verdict::Clean && (act == Act::Pass || act == Act::Return) {
-        count(FlowCounter::Passed, found);
+        if fits {
+            copied_whole(key, flow, scratch, from, len);
+        } else {
+            count(FlowCounter::Passed, found);
+        }
     }
     if verdict == Verdict::NotHttp && flow.state == State::Wire as u32 {
         count(FlowCounter::NotHttp, 1);
@@ -429,11 +432,12 @@ fn returns(flow: &mut Flow, packet: &Packet, verdict: Verdict, found: u32, heads
 
 /// Whether the app's socket is there to be talked to; undoes the holding where it is not.
 #[inline(always)]
-fn reachable(skb: *mut __sk_buff, packet: &Packet, flow: &mut Flow, from: u32) -> Act {
+fn reachable(skb: *mut __sk_buff, packet: &Packet, key: &FlowKey, flow: &mut Flow, from: u32) -> Act {
     if let Some(ESTABLISHED | CLOSE_WAIT) = socket_state(skb, packet) {
+        maps::was_there(key.port, true);
         return Act::Copy(packet.seq);
     }
-    locked(flow, |flow| {
+    let act = locked(flow, |flow| {
         if flow.state != State::Held as u32 {
             return Act::Drop;
         }
@@ -446,7 +450,40 @@ fn reachable(skb: *mut __sk_buff, packet: &Packet, flow: &mut Flow, from: u32) -
         flow.state = State::Native as u32;
         flow.next_head = from;
         Act::Drop
-    })
+    });
+    if act == Act::Pass {
+        maps::was_there(key.port, false);
+    }
+    act
+}
+
+/// Remembers where the caller's clock is while the flow is held: the agent's socket goes on from there.
+#[inline(always)]
+fn note_time(packet: &Packet, flow: &mut Flow) {
+    let timestamps = packet.timestamps();
+    locked(flow, |flow| {
+        if timestamps.present && after(timestamps.value, flow.held_time) {
+            flow.held_time = timestamps.value;
+        }
+    });
+}
+
+/// The first packet of the caller since the flow went back: its timestamps must not lie behind those that the agent's socket
+/// has sent in its place, or the app would take it for an old one (PAWS, RFC 7323 §5). Where they lie before them, because
+/// the caller's clock is faster than the agent's, they may.
+#[inline(always)]
+fn follow_time(packet: &Packet, flow: &mut Flow) {
+    let (timestamps, now) = (packet.timestamps(), (maps::now() / 1_000_000) as u32);
+    locked(flow, |flow| {
+        if flow.flags & abi::FLAG_TIMED == 0 {
+            return;
+        }
+        flow.flags &= !abi::FLAG_TIMED;
+        let needed = now.wrapping_add(flow.armed_clock).wrapping_sub(timestamps.value);
+        if timestamps.present && after(needed, flow.time_in) {
+            flow.time_in = needed;
+        }
+    });
 }
 
 /// Does to the packet what was decided.
@@ -466,9 +503,12 @@ fn finish(packet: &Packet, key: &FlowKey, local: &Local, flow: &mut Flow, scratc
         }
         Act::Pass | Act::PassLast => {}
     }
-    let (din, dout) = (flow.din, flow.dout);
-    if din | dout != 0 {
-        packet.shift(scratch, din, dout);
+    if flow.flags & abi::FLAG_TIMED != 0 {
+        follow_time(packet, flow);
+    }
+    if flow.is_shifted() {
+        let Flow { din: seq_less, dout: ack_less, time_in: value_more, time_out: echo_less, .. } = *flow;
+        packet.shift(scratch, Shift { seq_less, ack_less, value_more, echo_less });
         if act == Act::PassLast {
             maps::tell(key, EventKind::Ended, flow.id);
         }

@@ -61,6 +61,8 @@ pub(crate) struct Scratch {
     pub(crate) search: Search,
     pub(crate) copy: Copying,
     pub(crate) reading: Reading,
+    /// One that is about to be noted: the stack has no room for it.
+    pub(crate) flow: Flow,
 }
 
 /// Set by the agent before it loads this; see its name in `sluice_ebpf_common`.

@@ -119,6 +119,16 @@ pub(crate) struct Timestamps {
     pub(crate) echo: u32,
 }
 
+/// By how much the numbers of a packet change. All wrap.
+#[derive(Clone, Copy)]
+pub(crate) struct Shift {
+    pub(crate) seq_less: u32,
+    pub(crate) ack_less: u32,
+    /// Of the timestamps option.
+    pub(crate) value_more: u32,
+    pub(crate) echo_less: u32,
+}
+
 /// The mark of a packet.
 #[inline(always)]
 #[expect(unsafe_code, reason = "the context is a pointer from the kernel")]
@@ -411,16 +421,23 @@ impl Packet {
         self.replace(0, ((source as u32) << 16 | destination as u32).to_be());
     }
 
-    /// Writes both numbers, and those of selective acknowledgements (RFC 2018) as many less.
+    /// Writes both numbers, and those of selective acknowledgements (RFC 2018) as many less; and timestamps.
     #[inline(always)]
-    pub(crate) fn shift(&self, scratch: &mut Scratch, seq_less: u32, ack_less: u32) {
-        self.replace(SEQ_AT, self.seq.wrapping_sub(seq_less).to_be());
+    pub(crate) fn shift(&self, scratch: &mut Scratch, by: Shift) {
+        self.replace(SEQ_AT, self.seq.wrapping_sub(by.seq_less).to_be());
+        if by.value_more | by.echo_less != 0 {
+            let Timestamps { present, value, echo } = self.timestamps();
+            if present {
+                self.replace(OPTIONS_AT + 4, value.wrapping_add(by.value_more).to_be());
+                self.replace(OPTIONS_AT + 8, echo.wrapping_sub(by.echo_less).to_be());
+            }
+        }
         if !self.has(ACK) {
             return;
         }
-        self.replace(ACK_AT, self.ack.wrapping_sub(ack_less).to_be());
-        if self.header > OPTIONS_AT + 12 && ack_less != 0 && !self.has(SYN) {
-            self.shift_selective(scratch, ack_less);
+        self.replace(ACK_AT, self.ack.wrapping_sub(by.ack_less).to_be());
+        if self.header > OPTIONS_AT + 12 && by.ack_less != 0 && !self.has(SYN) {
+            self.shift_selective(scratch, by.ack_less);
         }
     }
 

@@ -8,7 +8,10 @@
 //! map, because the verifier would follow every value of what stands on the stack.
 
 use aya_ebpf::helpers::generated::bpf_loop;
-use sluice_ebpf_common::{self as common, insertion::WINDOW};
+use sluice_ebpf_common::{
+    self as common,
+    insertion::{self as abi, Local, WINDOW},
+};
 
 use self::{
     answer::{begin_size, beyond, end_of_whole, feed, size, status},
@@ -34,6 +37,18 @@ const MAX_HEADS: u32 = 16;
 const MAX_LENGTH: u64 = 1 << 30;
 /// Longest header name that is read.
 const MAX_NAME: u32 = 64;
+
+/// The names that matter in an answer.
+const FRAMING: [u64; 2] = {
+    let (mut bitmap, mut n) = ([0; 2], 0);
+    while n < abi::FRAMING.len() {
+        let name = abi::FRAMING[n].as_bytes();
+        let bit = common::name_bit(common::word_of(name), name.len() as u32);
+        bitmap[(bit >> 6) as usize] |= 1 << (bit & 63);
+        n += 1;
+    }
+    bitmap
+};
 
 const CRLF: u16 = u16::from_le_bytes(*b"\r\n");
 
@@ -113,6 +128,9 @@ pub(crate) struct Scan {
     pub(crate) unknown: u32,
     /// Where the next head begins, from the window's beginning; may lie behind the packet.
     pub(crate) next: u32,
+    /// In: a request that may fit is one that is copied, and is read on. Out, in `fits`: there was one.
+    copies: u32,
+    pub(crate) fits: u32,
     verdict: u32,
 }
 
@@ -121,16 +139,19 @@ struct Step {
     scratch: *mut Scratch,
 }
 
-/// Reads requests in the first `len` bytes of the scratch buffer, which begins at a head; the packet has `total` bytes.
+/// Reads requests to a port in the first `len` bytes of the scratch buffer, which begins at a head; the packet has `total`
+/// bytes.
 #[inline(always)]
-pub(crate) fn requests(scratch: &mut Scratch, port: u16, bitmap: [u64; 2], len: u32, total: u32) -> Verdict {
+pub(crate) fn requests(scratch: &mut Scratch, local: &Local, len: u32, total: u32) -> Verdict {
     let scan = &mut scratch.scan;
     scan.answers = 0;
     scan.heads = 0;
     scan.mode = at::METHOD;
-    scan.bitmap = bitmap;
+    scan.bitmap = local.bitmap;
+    scan.port = local.port as u32;
+    scan.copies = (local.active == abi::ACTIVE_COPY) as u32;
     begin(scan);
-    run(scratch, port, len, total)
+    run(scratch, len, total)
 }
 
 /// As [`requests`], for answers to requests of which those in the bits of `heads` are `HEAD`. `resumed`: what
@@ -138,8 +159,6 @@ pub(crate) fn requests(scratch: &mut Scratch, port: u16, bitmap: [u64; 2], len: 
 #[inline(always)]
 pub(crate) fn answers(
     scratch: &mut Scratch,
-    port: u16,
-    bitmap: [u64; 2],
     heads: u32,
     (resumed, length): (u32, u32),
     len: u32,
@@ -149,14 +168,14 @@ pub(crate) fn answers(
     scan.answers = 1;
     scan.heads = heads;
     scan.mode = at::STATUS;
-    scan.bitmap = bitmap;
+    scan.bitmap = FRAMING;
     begin(scan);
     if resumed == CHUNKS {
         begin_size(scan);
     } else if resumed != 0 {
         answer::resume(scan, resumed, length);
     }
-    run(scratch, port, len, total)
+    run(scratch, len, total)
 }
 
 /// In place of what [`answer_head`] says: a chunk of an answer begins.
@@ -169,9 +188,9 @@ pub(crate) fn more(scratch: &mut Scratch, len: u32, total: u32) -> Verdict {
 }
 
 #[inline(always)]
-fn run(scratch: &mut Scratch, port: u16, len: u32, total: u32) -> Verdict {
+fn run(scratch: &mut Scratch, len: u32, total: u32) -> Verdict {
     let scan = &mut scratch.scan;
-    scan.port = port as u32;
+    scan.fits = 0;
     scan.found = 0;
     scan.last = 0;
     scan.unknown = 0;

@@ -40,6 +40,8 @@ pub(in crate::http1) struct Up {
     /// Where in the requests the caller is.
     pub(super) requests: Requests,
     stop: Option<Stop>,
+    /// Requests that have passed since the last one that fits a rule.
+    pub(super) passed: u32,
     /// The copies of the requests that wiretaps see, from the first one on.
     pub(in crate::http1) taps: Option<Box<RequestTaps>>,
     /// The next head goes to the app, whatever the rules say: its client could not take it.
@@ -230,6 +232,7 @@ impl Relay {
                         up.taps.get_or_insert_default().begin(&self.steered.shared, copied_to, open);
                     }
                     if let Some(rule) = taken_by {
+                        up.passed = 0;
                         up.stop = Some(Stop::Match(rule, head));
                         return at;
                     }
@@ -238,6 +241,7 @@ impl Relay {
                     }
                     up.upgrading = head.upgrade;
                     up.requests.pass(&head);
+                    up.passed = up.passed.saturating_add(1);
                     down.answers.expect(head.kind, up.upgrading != Upgrade::None);
                     if !counted {
                         self.steered.shared.metrics.request(Decision::Passed);

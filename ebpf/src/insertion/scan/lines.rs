@@ -1,5 +1,7 @@
 //! Header lines (RFC 9112 §5): names are looked up, and values read where they matter.
 
+use core::ptr::read_volatile;
+
 use sluice_ebpf_common::{
     self as common,
     insertion::{Interest, NameKey},
@@ -10,6 +12,12 @@ use super::{
     words::{control, first, not_name, pair, word},
 };
 use crate::maps::{NAMES, Scratch, VALUES};
+
+const CONTENT_LENGTH: u64 = common::name_hash(b"content-length");
+const CONNECTION: u64 = common::name_hash(b"connection");
+const TRANSFER_ENCODING: u64 = common::name_hash(b"transfer-encoding");
+const UPGRADE: u64 = common::name_hash(b"upgrade");
+const EXPECT: u64 = common::name_hash(b"expect");
 
 /// Words of a name that are read in one step; most names are shorter.
 const NAME_WORDS: u32 = 3;
@@ -25,7 +33,6 @@ pub(super) fn line(scratch: &mut Scratch, pos: u32) -> Verdict {
 }
 
 #[inline(always)]
-#[expect(unsafe_code, reason = "map values are shared with user space")]
 pub(super) fn name(scratch: &mut Scratch, pos: u32) -> Verdict {
     let (mut pos, mut hash, mut before) = (pos, scratch.scan.hash, scratch.scan.text);
     let mut words = 0;
@@ -46,7 +53,6 @@ pub(super) fn name(scratch: &mut Scratch, pos: u32) -> Verdict {
             return if before > MAX_NAME { Verdict::Undecided } else { Verdict::Running };
         }
     };
-    let lower = bytes | common::LOWER;
     let rest = first(stop);
     let text = before + rest;
     if pos + rest >= scratch.scan.len {
@@ -63,42 +69,67 @@ pub(super) fn name(scratch: &mut Scratch, pos: u32) -> Verdict {
     if text == 0 {
         return Verdict::Undecided;
     }
-    let hash = common::finish(common::mix(hash, common::first_bytes(lower, rest)), text);
     let mut pos = pos + rest + 1;
     if scratch.bytes[(pos & MASK) as usize] == b' ' {
         pos += 1;
     }
     scratch.scan.pos = pos;
     scratch.scan.mode = at::VALUE;
-    let half = if hash & 0x40 == 0 { scratch.scan.bitmap[0] } else { scratch.scan.bitmap[1] };
+    let bit = common::name_bit(word(scratch, scratch.scan.line), text);
     // A trailer says nothing about framing, whatever it is (RFC 9110 §6.5.1).
-    if half >> (hash & 0x3f) & 1 == 0 || scratch.scan.trailer != 0 {
+    if half(&scratch.scan.bitmap, bit) >> (bit & 63) & 1 == 0 || scratch.scan.trailer != 0 {
         return value(scratch, pos);
     }
-    let key = NameKey::new(hash, scratch.scan.port as u16);
-    // SAFETY: one aligned word; user space replaces it as a whole.
-    let Some(interest) = (unsafe { NAMES.get(&key) }) else { return Verdict::Running };
-    let interest = *interest;
+    let last = common::first_bytes(bytes | common::LOWER, rest);
+    named(scratch, pos, common::finish(common::mix(hash, last), text))
+}
+
+/// One of the two words of a bitmap.
+#[inline(always)]
+#[expect(unsafe_code, reason = "an index without a branch, which nobody could predict")]
+fn half(bitmap: &[u64; 2], bit: u32) -> u64 {
+    // SAFETY: the index is 0 or 1. Volatile, or LLVM would make a branch of it.
+    unsafe { read_volatile(bitmap.as_ptr().add((bit >> 6 & 1) as usize)) }
+}
+
+/// A header whose name may matter; its value begins at `pos`.
+#[inline(always)]
+#[expect(unsafe_code, reason = "map values are shared with user space")]
+fn named(scratch: &mut Scratch, pos: u32, hash: u64) -> Verdict {
     scratch.scan.text = 0;
-    if interest == Interest::Length as u32 {
+    if hash == CONTENT_LENGTH {
         scratch.scan.mode = at::LENGTH;
         // Twice is once too often.
         return if scratch.scan.has_length == 0 { Verdict::Running } else { Verdict::Undecided };
     }
-    if interest == Interest::Connection as u32 {
+    if hash == CONNECTION {
         return connection(scratch, pos);
     }
     if scratch.scan.answers != 0 {
         // What rules ask for is nothing in an answer.
-        return if interest == Interest::Coding as u32 { coding(scratch, pos) } else { Verdict::Running };
+        return if hash == TRANSFER_ENCODING { coding(scratch, pos) } else { Verdict::Running };
     }
-    if interest == Interest::Exact as u32 {
+    if hash == TRANSFER_ENCODING || hash == UPGRADE || hash == EXPECT {
+        return Verdict::Undecided;
+    }
+    // SAFETY: one aligned word; user space replaces it as a whole.
+    let Some(interest) = (unsafe { NAMES.get(&NameKey::new(hash, scratch.scan.port as u16)) }) else {
+        return Verdict::Running;
+    };
+    if *interest == Interest::Exact as u32 {
         scratch.scan.mode = at::EXACT;
         scratch.scan.name = hash;
         scratch.scan.hash = hash;
         return Verdict::Running;
     }
-    Verdict::Undecided
+    fits(scratch)
+}
+
+/// A request that may fit a rule. What is copied anyway is read to its end.
+#[inline(always)]
+fn fits(scratch: &mut Scratch) -> Verdict {
+    scratch.scan.fits = 1;
+    if scratch.scan.copies != 0 { Verdict::Running } else { Verdict::Undecided }
 }
 
 /// The rest of a name with one of the rarer characters (RFC 9110 §5.6.2).
@@ -186,29 +217,39 @@ pub(super) fn exact(scratch: &mut Scratch, pos: u32) -> Verdict {
     }
     let hash = common::finish(common::mix(scratch.scan.hash, common::first_bytes(bytes, rest)), text);
     // SAFETY: only whether it is there matters.
-    if unsafe { VALUES.get(&NameKey::new(hash, scratch.scan.port as u16)) }.is_some() {
-        return Verdict::Undecided;
-    }
-    line(scratch, end + 2)
+    let is_asked_for = unsafe { VALUES.get(&NameKey::new(hash, scratch.scan.port as u16)) }.is_some();
+    line(scratch, end + 2);
+    if is_asked_for { fits(scratch) } else { Verdict::Running }
 }
+
+/// Digits of a length that are read in one step.
+const LENGTH_DIGITS: u32 = 6;
 
 /// The digits of a `Content-Length`.
 #[inline(always)]
 pub(super) fn length(scratch: &mut Scratch, pos: u32) -> Verdict {
-    let byte = scratch.bytes[(pos & MASK) as usize];
-    if byte.is_ascii_digit() {
-        scratch.scan.length = scratch.scan.length * 10 + (byte - b'0') as u64;
-        scratch.scan.text += 1;
-        scratch.scan.pos = pos + 1;
-        return if scratch.scan.length > MAX_LENGTH || scratch.scan.text > 12 {
-            Verdict::Undecided
-        } else {
-            Verdict::Running
-        };
+    let (mut pos, mut length, mut text) = (pos, scratch.scan.length, scratch.scan.text);
+    let mut digits = 0;
+    loop {
+        let byte = scratch.bytes[(pos & MASK) as usize];
+        if !byte.is_ascii_digit() {
+            break;
+        }
+        length = length * 10 + (byte - b'0') as u64;
+        text += 1;
+        pos += 1;
+        digits += 1;
+        if digits == LENGTH_DIGITS {
+            scratch.scan.length = length;
+            scratch.scan.text = text;
+            scratch.scan.pos = pos;
+            return if length > MAX_LENGTH || text > 12 { Verdict::Undecided } else { Verdict::Running };
+        }
     }
-    if scratch.scan.text == 0 || pair(scratch, pos) != CRLF {
+    if text == 0 || text > 12 || length > MAX_LENGTH || pair(scratch, pos) != CRLF {
         return Verdict::Undecided;
     }
+    scratch.scan.length = length;
     scratch.scan.has_length = 1;
     line(scratch, pos + 2)
 }

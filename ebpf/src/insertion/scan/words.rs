@@ -34,24 +34,35 @@ pub(super) const fn at_least(word: u64, low: u8) -> u64 {
 /// The index of the first marked byte; `marks` has only high bits, and one at least.
 #[inline(always)]
 pub(super) const fn first(marks: u64) -> u32 {
-    let lowest = marks & marks.wrapping_neg();
-    (((lowest - 1) & ONES).wrapping_mul(ONES) >> 56) as u32 - 1
+    let below = marks.wrapping_sub(1) & !marks;
+    ((below & ONES).wrapping_mul(ONES) >> 56) as u32 - 1
 }
 
-/// Marks what may not stand in a value or target: control characters and DEL. Bytes from 0x80 on may.
+/// Marks what may not stand in a value: control characters and DEL, the first of them for certain; what is behind it may
+/// be marked or not. Bytes from 0x80 on may stand there.
 #[inline(always)]
 pub(super) const fn control(word: u64) -> u64 {
-    (!at_least(word, 0x20) | at_least(word, 0x7f)) & !word & HIGH
+    (word.wrapping_sub(0x20 * ONES) | ((word & !HIGH) + bound(0x7f))) & !word & HIGH
 }
 
-/// Marks what is neither a letter, a digit, `-` nor `_`.
+/// What a sum with seven bits has in its high bit, if they are at least `low`.
+const fn bound(low: u8) -> u64 {
+    (0x80 - low as u64) * ONES
+}
+
+/// Marks what is neither a letter, a digit, `-`, `.` nor `_` (nor `^` or `~`, which may stand in a name as well).
 #[inline(always)]
 pub(super) const fn not_name(word: u64) -> u64 {
-    let lower = word | common::LOWER;
-    let letter = at_least(lower, b'a') & !at_least(lower, b'z' + 1);
-    let digit = at_least(lower, b'0') & !at_least(lower, b'9' + 1);
-    // Made small, `_` is 0x7f, and so is DEL; control characters became `-` and the like.
-    let dash = at_least(lower, b'-') & !at_least(lower, b'-' + 1);
-    let underscore = at_least(lower, 0x7f) & !at_least(word, 0x7f);
-    (!(letter | digit | dash | underscore) | !at_least(word, b'-') | word) & HIGH
+    // Made small: from 0x7e on `^` and `~`, `_` and DEL.
+    let lower = (word | common::LOWER) & !HIGH;
+    let inside = (lower + bound(b'-'))
+        ^ (lower + bound(b'.' + 1))
+        ^ (lower + bound(b'0'))
+        ^ (lower + bound(b'9' + 1))
+        ^ (lower + bound(b'a'))
+        ^ (lower + bound(b'z' + 1))
+        ^ (lower + bound(0x7e));
+    let plain = word << 1 | word << 2;
+    let delete = (word & !HIGH) + bound(0x7f);
+    (!(inside & plain) | delete | word) & HIGH
 }

@@ -1,0 +1,225 @@
+//! Joins one held connection: two sockets at its exact numbers, and the flip in the kernel.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
+
+use nix::time::{ClockId, clock_gettime};
+use sluice_ebpf_common::insertion::{
+    Answer, Event, FLAG_CLOCK, FLAG_LAST, FLAG_OLD, Flow, FlowKey, Op, Outcome, State,
+};
+use tokio::{net::TcpStream, time::Instant};
+
+use super::{
+    Position, SharedPrograms, diag, lock,
+    repair::{End, Repaired},
+};
+use crate::{
+    http1::{body::Body, head::RequestKind},
+    metrics::NotInserted,
+};
+
+/// A connection that is held.
+pub(super) struct Hold {
+    pub(super) id: u32,
+    /// Number of the first held byte.
+    from: u32,
+    bytes: Vec<u8>,
+    /// The packet that was held first.
+    first: Event,
+    pub(super) since: Instant,
+    pub(super) kept: Instant,
+    /// The app's new data is kept back as well.
+    pub(super) blocked: bool,
+}
+
+/// What became of an attempt.
+pub(super) enum Attempt {
+    Inserted(Made),
+    /// Its numbers have changed meanwhile.
+    Moved,
+    /// Not yet.
+    Wait(Wait),
+    /// Never.
+    Over(NotInserted),
+    /// It is not held any more.
+    Gone,
+}
+
+/// What an attempt waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// Acknowledgements, or bytes that are on their way.
+    Settling,
+    /// The app: it has sent a part of a line, within which nobody can go on.
+    Line,
+}
+
+/// The two sockets of an insertion, and where the connection is.
+pub(super) struct Made {
+    pub(super) caller: TcpStream,
+    pub(super) app: TcpStream,
+    pub(super) position: Position,
+    /// Timestamps can be translated when the agent leaves again.
+    pub(super) timed: bool,
+}
+
+// === impl Hold ===
+
+impl Hold {
+    /// Of the first event about it.
+    pub(super) fn new(event: &Event, bytes: &[u8]) -> Self {
+        let now = Instant::now();
+        let (id, from) = (event.id, event.seq);
+        Self { id, from, bytes: bytes.to_vec(), first: *event, since: now, kept: now, blocked: false }
+    }
+
+    /// Adds what an event brings, if it follows.
+    pub(super) fn add(&mut self, event: &Event, bytes: &[u8]) -> bool {
+        let follows = self.id == event.id && self.to() == event.seq;
+        if follows {
+            self.bytes.extend_from_slice(bytes);
+        }
+        follows
+    }
+
+    /// The number behind the held bytes.
+    fn to(&self) -> u32 {
+        #[expect(clippy::cast_possible_truncation, reason = "the kernel holds less than a window")]
+        self.from.wrapping_add(self.bytes.len() as u32)
+    }
+}
+
+/// Tries to join one connection.
+pub(super) fn insert(programs: &SharedPrograms, key: &FlowKey, hold: &Hold) -> io::Result<Attempt> {
+    let programs = lock(programs);
+    let Some(flow) = programs.flow(key) else { return Ok(Attempt::Gone) };
+    if flow.id != hold.id || flow.state != State::Held as u32 {
+        return Ok(Attempt::Gone);
+    }
+    let Some((facing_caller, facing_app)) = programs.facing(key.port) else { return Ok(Attempt::Gone) };
+    if flow.caller_ack != flow.sent_end || flow.app_ack != hold.from || flow.held_to != hold.to() {
+        return Ok(Attempt::Wait(Wait::Settling));
+    }
+    if flow.flags & FLAG_LAST != 0 {
+        return Ok(Attempt::Over(NotInserted::Closing));
+    }
+    if flow.answer == Answer::Head as u32 && flow.asked != flow.answered {
+        return Ok(Attempt::Wait(Wait::Line));
+    }
+    let Some(position) = position(&flow) else { return Ok(Attempt::Over(NotInserted::OpenAnswer)) };
+    let (caller, pod) = (caller_of(key), pod_of(key));
+    let Some(info) = diag::info(pod, caller)? else { return Ok(Attempt::Over(NotInserted::NoSocket)) };
+    let options = if info.timestamps { 12 } else { 0 };
+    let (told, tells) = info.scales;
+    let (may_send, allowed) = info.windows;
+    let timed = programs.keeps_shifted() && info.timestamps && hold.first.has_timestamps != 0;
+    let times = info.timestamps.then(|| Times::new(&flow, hold, timed)).transpose()?;
+    let facing_caller = End {
+        local: SocketAddr::new(pod.ip(), facing_caller),
+        peer: caller,
+        send: flow.sent_end,
+        receive: hold.from,
+        mss: info.send_mss + options,
+        scales: info.scales,
+        selective: info.selective,
+        timestamp: times.as_ref().map(|times| times.to_caller),
+        windows: (hold.first.window << told, allowed),
+    };
+    let facing_app = End {
+        local: SocketAddr::new(pod.ip(), facing_app),
+        peer: caller,
+        send: hold.from.wrapping_sub(flow.din),
+        receive: flow.sent_end.wrapping_sub(flow.dout),
+        mss: info.told_mss + options,
+        scales: (tells, told),
+        selective: info.selective,
+        timestamp: times.as_ref().map(|times| times.to_app),
+        windows: (allowed, may_send),
+    };
+    let caller = Repaired::new(&facing_caller)?;
+    caller.received(&hold.bytes)?;
+    let app = Repaired::new(&facing_app)?;
+    match programs.command(key, hold.id, Op::Insert, &[flow.sent_end, flow.app_ack, hold.to()]) {
+        Outcome::Done => {}
+        Outcome::Moved | Outcome::More => return Ok(Attempt::Moved),
+        _ => return Ok(Attempt::Gone),
+    }
+    let app = TcpStream::from_std(app.open(false)?.into())?;
+    let caller = TcpStream::from_std(caller.open(true)?.into())?;
+    Ok(Attempt::Inserted(Made { caller, app, position, timed }))
+}
+
+/// The timestamp values with which the two sockets begin. Each must be at least what its peer has seen last.
+struct Times {
+    to_caller: u32,
+    to_app: u32,
+}
+
+impl Times {
+    /// `timed`: being ahead of the two clocks is harmless, as it is made good for when the agent leaves. Otherwise they are met
+    /// as exactly as a socket's timestamps can be set.
+    fn new(flow: &Flow, hold: &Hold, timed: bool) -> io::Result<Self> {
+        // The kernel reads the lowest bit as a wish for another unit, so only even values can be had.
+        let ahead = if timed { 3 } else { 0 };
+        let even = |value: u32| value & !1;
+        let now = clock_ms()?;
+        #[expect(clippy::cast_possible_truncation, reason = "timestamps wrap")]
+        let age = now.wrapping_sub((hold.first.at / 1_000_000) as u32);
+        let echoed = even(hold.first.tsecr.wrapping_add(3));
+        let clock = even(now.wrapping_add(flow.app_clock).wrapping_add(flow.time_out).wrapping_add(ahead));
+        let is_behind = clock.wrapping_sub(hold.first.tsecr) > u32::MAX / 2;
+        let to_caller = if flow.flags & FLAG_CLOCK == 0 || is_behind { echoed } else { clock };
+        let elapsed = hold.first.tsval.wrapping_add(age);
+        let seen = if elapsed.wrapping_sub(flow.held_time) > u32::MAX / 2 { flow.held_time } else { elapsed };
+        let to_app = even(seen.wrapping_add(flow.time_in).wrapping_add(1 + ahead));
+        Ok(Self { to_caller, to_app })
+    }
+}
+
+/// The kernel's clock of timestamps, which the packet programs read too: ms of `CLOCK_MONOTONIC`.
+pub(super) fn clock_ms() -> io::Result<u32> {
+    #[expect(clippy::cast_possible_truncation, reason = "it wraps")]
+    Ok(Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?).as_millis() as u32)
+}
+
+/// Where the connection is, `None` where only its app knows.
+fn position(flow: &Flow) -> Option<Position> {
+    let (mut owed, mut heads) = (flow.asked.wrapping_sub(flow.answered), flow.heads);
+    let mut running = None;
+    if flow.answer == Answer::Ending as u32 && owed == 1 {
+        // All of it has been sent and acknowledged, and the last of it looked like the end.
+        owed = 0;
+        heads = 0;
+    } else if (flow.answer == Answer::Unknown as u32 || flow.answer == Answer::Ending as u32) && owed > 0 {
+        return None;
+    } else if flow.answer == Answer::Length as u32 {
+        running = Some(Body::Length(u64::from(flow.answer_end.wrapping_sub(flow.sent_end))));
+    } else if flow.answer == Answer::Chunks as u32 {
+        running = Some(Body::before_chunk(u64::from(flow.answer_end.wrapping_sub(flow.sent_end))));
+    }
+    let behind = flow.next_head.wrapping_sub(flow.held_from);
+    Some(Position {
+        begun: flow.asked > 0 || flow.flags & FLAG_OLD != 0,
+        // Behind the next head nothing is held, so what is ahead of it is a body.
+        body: if behind < u32::MAX / 2 { u64::from(behind) } else { 0 },
+        owed: (0..owed)
+            .map(|n| if heads >> (n & 31) & 1 == 0 { RequestKind::Other } else { RequestKind::Head })
+            .collect(),
+        running,
+    })
+}
+
+fn address(words: [u32; 4]) -> IpAddr {
+    IpAddr::V6(Ipv6Addr::from(sluice_ebpf_common::bytes_of(words))).to_canonical()
+}
+
+pub(super) fn caller_of(key: &FlowKey) -> SocketAddr {
+    SocketAddr::new(address(key.caller), key.caller_port)
+}
+
+pub(super) fn pod_of(key: &FlowKey) -> SocketAddr {
+    SocketAddr::new(address(key.pod), key.port)
+}
