@@ -6,6 +6,7 @@
 
 mod agent_gone;
 mod bulk;
+mod busy;
 #[path = "../odd/real/callers.rs"]
 mod callers;
 mod framing;
@@ -23,6 +24,7 @@ mod rules_change;
 mod slow;
 mod supervised;
 mod weather;
+mod wiretaps;
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
