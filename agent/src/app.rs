@@ -17,6 +17,7 @@ use std::{
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
+use nix::sys::signal::SigSet;
 use sluice_protocol::{
     DEFAULT_TUNNEL_PORT,
     close::CloseCode,
@@ -117,7 +118,7 @@ pub async fn run(config: Config, supervisor: Option<Supervisor>) -> anyhow::Resu
     limits::raise_open_files();
     let identity = match &config.key_file {
         Some(path) => Identity::load_or_create(path)?,
-        None => Identity::generate()?,
+        None => own_identity(supervisor.as_ref())?,
     };
     let settings = config.settings();
     let (news_tx, news_rx) = watch::channel(());
@@ -252,6 +253,18 @@ pub async fn run(config: Config, supervisor: Option<Supervisor>) -> anyhow::Resu
     Ok(())
 }
 
+/// A key of this agent alone: the one that the worker before had, or else a new one.
+fn own_identity(supervisor: Option<&Supervisor>) -> anyhow::Result<Identity> {
+    if let Some(pkcs8) = supervisor.and_then(Supervisor::noted) {
+        return Ok(Identity::from_secret(pkcs8)?);
+    }
+    let (identity, secret) = Identity::generate_with_secret()?;
+    if let Some(supervisor) = supervisor {
+        supervisor.note(&secret).context("the parent process does not keep the key")?;
+    }
+    Ok(identity)
+}
+
 /// In a pod whose kernel or privileges do not allow steering: says so to the controller until it is stopped.
 async fn refused(
     settings: Settings,
@@ -359,10 +372,13 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 
 impl Stop {
     fn new() -> anyhow::Result<Self> {
-        Ok(Self {
+        let stop = Self {
             terminate: signal(SignalKind::terminate()).context("cannot handle SIGTERM")?,
             interrupt: signal(SignalKind::interrupt()).context("cannot handle SIGINT")?,
-        })
+        };
+        // A worker has inherited its parent's mask, behind which signals have waited until now.
+        SigSet::all().thread_unblock().context("cannot receive signals")?;
+        Ok(stop)
     }
 
     /// Waits for the first of the signals. Cancel safe.

@@ -16,7 +16,8 @@ use crate::control::Settings;
 /// rule to the developer's machine.
 ///
 /// Exit status: 0 stopped by SIGTERM or SIGINT, 1 failed, 2 wrong usage, 3 the kernel or the privileges do not allow
-/// it, 4 the rules file cannot be used at start.
+/// it, 4 the rules file cannot be used at start, 128 + N the worker of a supervised agent is ended by signal N whenever it is
+/// started.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "sluice-agent", version)]
 pub struct Config {
@@ -68,7 +69,7 @@ pub struct Config {
     pub steering: Steering,
 
     /// Run as two processes: a parent that keeps what connections depend on, and the agent proper, which is started again
-    /// when it dies
+    /// when it dies; so it is in a pod
     #[arg(long)]
     pub supervised: bool,
 

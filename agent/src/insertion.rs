@@ -47,6 +47,9 @@ use crate::{
 /// Whether conntrack takes connections up in the middle (Documentation/networking/nf_conntrack-sysctl.rst).
 const TCP_LOOSE: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_loose";
 
+/// A connection that is left to itself for good may be deaf to old timestamps for so many ms at most: its TCP repeats.
+const LONGEST_GAP: u32 = 200;
+
 /// The programs, shared by those who change flows.
 pub(crate) type SharedPrograms = Arc<Mutex<Programs>>;
 
@@ -199,10 +202,9 @@ impl Insertion {
     pub(crate) fn end_shifted(&self) {
         let Some(programs) = self.loaded() else { return };
         let programs = lock(&programs);
-        let is_lost = |flow: &Flow| flow.gap().is_none_or(|gap| gap > returning::LONGEST_GAP);
-        let shifted = programs
-            .flow_keys()
-            .filter(|key| programs.flow(key).is_some_and(|flow| is_lost(&flow) && flow.state != State::Split as u32));
+        let shifted = programs.flow_keys().filter(|key| {
+            programs.flow(key).is_some_and(|flow| is_lost_alone(&flow) && flow.state != State::Split as u32)
+        });
         for key in shifted.collect::<Vec<_>>() {
             let (peer, port) = (joining::caller_of(&key), key.port);
             if let Err(error) = existing::reset(port, peer) {
@@ -235,6 +237,11 @@ impl fmt::Debug for Insertion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Insertion").field("programs", &self.programs).finish_non_exhaustive()
     }
+}
+
+/// Whether the two sides of a connection that the agent has left are dead to each other without the programs.
+pub(crate) fn is_lost_alone(flow: &Flow) -> bool {
+    flow.gap().is_none_or(|gap| gap > LONGEST_GAP)
 }
 
 pub(crate) fn lock(programs: &SharedPrograms) -> MutexGuard<'_, Programs> {

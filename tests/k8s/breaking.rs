@@ -81,17 +81,29 @@ async fn c02_a_client_that_comes_back_goes_on_with_the_same_intercept() -> Resul
     stage.finish().await
 }
 
-/// The agent's process in a pod of this machine: the one that Kubernetes has told the pod's uid.
+/// The agent's first process in a pod of this machine, the parent: the one of those that Kubernetes has told the pod's uid
+/// that nobody of them has started.
 pub(crate) fn agent_process(uid: &str) -> Result<i32> {
+    agent_processes(uid, false)
+}
+
+/// The agent proper, which the first process has started.
+pub(crate) fn agent_worker(uid: &str) -> Result<i32> {
+    agent_processes(uid, true)
+}
+
+fn agent_processes(uid: &str, worker: bool) -> Result<i32> {
     let wanted = format!("SLUICE_POD_UID={uid}");
     for entry in std::fs::read_dir("/proc")?.flatten() {
         let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
         let environment = std::fs::read(entry.path().join("environ")).unwrap_or_default();
-        if environment.split(|&byte| byte == 0).any(|variable| variable == wanted.as_bytes()) {
+        let mut variables = environment.split(|&byte| byte == 0);
+        let is_worker = variables.clone().any(|variable| variable.starts_with(b"SLUICE_AGENT_WORKER="));
+        if is_worker == worker && variables.any(|variable| variable == wanted.as_bytes()) {
             return Ok(pid);
         }
     }
-    anyhow::bail!("no process of the agent in the pod {uid}")
+    anyhow::bail!("no process of the agent in the pod {uid} (worker: {worker})")
 }
 
 #[tokio::test]

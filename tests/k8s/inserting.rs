@@ -9,7 +9,7 @@ use serde_json::json;
 use sluice_tests::eventually;
 
 use super::{
-    breaking::agent_process,
+    breaking::{agent_process, agent_worker},
     laptop::Laptop,
     stage::{Intercepting, LIMIT, Stage},
 };
@@ -44,9 +44,17 @@ impl Set {
         Ok(intercepting)
     }
 
-    async fn agent(&self) -> Result<i32> {
+    /// That requests of both kinds on one connection are each answered by the side that it is for.
+    async fn mixed(&self) -> Result<()> {
+        let told = self.stage.call(&MIXED).await?;
+        let (laptop, pod) = (told.answers.get("laptop"), told.answers.get("pod"));
+        ensure!(told.failed == 0 && laptop == Some(&10) && pod == Some(&30), "{told:?}");
+        Ok(())
+    }
+
+    async fn uid(&self) -> Result<String> {
         let found = self.stage.intercept("add").await?;
-        agent_process(found["status"]["pods"][0]["uid"].as_str().context("no pod")?)
+        Ok(found["status"]["pods"][0]["uid"].as_str().context("no pod")?.to_owned())
     }
 }
 
@@ -66,9 +74,7 @@ async fn f01_requests_of_one_connection_are_answered_by_the_side_that_each_is_fo
     let set = Set::new("f01").await?;
     let intercepting = set.intercept().await?;
     for _ in 0..3 {
-        let told = set.stage.call(&MIXED).await?;
-        let (laptop, pod) = (told.answers.get("laptop"), told.answers.get("pod"));
-        ensure!(told.failed == 0 && laptop == Some(&10) && pod == Some(&30), "{told:?}");
+        set.mixed().await?;
     }
     intercepting.stop().await?;
     set.stage.finish().await
@@ -80,7 +86,7 @@ async fn f02_callers_that_never_match_cost_the_agent_nothing() -> Result<()> {
     const COUNT: u32 = 2000;
     let set = Set::new("f02").await?;
     let intercepting = set.intercept().await?;
-    let agent = set.agent().await?;
+    let agent = agent_worker(&set.uid().await?)?;
     // What it does anyway in the time that the requests take is measured as well, and is most of it.
     let before = processor_time(agent)?;
     let count = COUNT.to_string();
@@ -113,7 +119,7 @@ async fn f04_a_connection_that_is_older_than_the_intercept_is_served_from_its_ne
 async fn f06_callers_that_never_match_do_not_notice_that_the_agent_is_killed() -> Result<()> {
     let set = Set::new("f06").await?;
     let intercepting = set.intercept().await?;
-    let agent = set.agent().await?;
+    let agent = agent_process(&set.uid().await?)?;
     let kill = async {
         tokio::time::sleep(Duration::from_secs(2)).await;
         Ok(nix::sys::signal::kill(Pid::from_raw(agent), Signal::SIGKILL)?)
@@ -123,12 +129,36 @@ async fn f06_callers_that_never_match_do_not_notice_that_the_agent_is_killed() -
     ensure!(told.failed == 0 && told.answers.len() == 1 && told.answers.contains_key("pod"), "{told:?}");
     set.stage.becomes("add", "True", "1/1").await?;
     // The one that has come back inserts as the one before did.
-    eventually(LIMIT, "each request is answered by the side that it is for", || async {
-        let told = set.stage.call(&MIXED).await?;
-        ensure!(told.failed == 0 && told.answers.get("laptop") == Some(&10), "{told:?}");
-        Ok(())
-    })
-    .await?;
+    eventually(LIMIT, "each request is answered by the side that it is for", || set.mixed()).await?;
+    intercepting.stop().await?;
+    set.stage.finish().await
+}
+
+#[tokio::test]
+#[ignore = "needs root and Go: cargo xtask test"]
+async fn f06_a_killed_worker_is_replaced_and_its_connections_go_on() -> Result<()> {
+    let set = Set::new("f06-worker").await?;
+    let intercepting = set.intercept().await?;
+    let uid = set.uid().await?;
+    let (parent, worker) = (agent_process(&uid)?, agent_worker(&uid)?);
+    let key = set.stage.intercept("add").await?["status"]["pods"][0]["keyHash"].clone();
+    let kill = async {
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        Ok(nix::sys::signal::kill(Pid::from_raw(worker), Signal::SIGKILL)?)
+    };
+    // A connection on which one request in four is taken, with pauses in which the agent leaves it, its numbers shifted; and
+    // one of somebody who never matches.
+    let shifted = [TO, "--keep-alive", "--during", "8", "--every", "500", "--spread", "4", "--header", "x-user: {n}"];
+    let native = [TO, "--keep-alive", "--during", "8", "--every", "10", "--header", "x-user: 1"];
+    let (shifted, native, ()) = tokio::try_join!(set.stage.call(&shifted), set.stage.call(&native), kill)?;
+    ensure!(native.failed == 0 && native.answers.len() == 1 && native.answers.contains_key("pod"), "{native:?}");
+    let (laptop, pod) = (shifted.answers.get("laptop"), shifted.answers.get("pod"));
+    ensure!(shifted.failed == 0 && laptop.is_some() && pod.is_some(), "{shifted:?}");
+    eventually(LIMIT, "each request is answered by the side that it is for", || set.mixed()).await?;
+    let found = set.stage.becomes("add", "True", "1/1").await?;
+    ensure!(found["status"]["pods"][0]["keyHash"] == key && key.is_string(), "{key}, then {}", found["status"]);
+    // The container is the same.
+    ensure!(agent_process(&uid)? == parent && agent_worker(&uid)? != worker, "another container, or the same worker");
     intercepting.stop().await?;
     set.stage.finish().await
 }

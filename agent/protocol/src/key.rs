@@ -90,6 +90,9 @@ pub enum KeyError {
     /// The cryptographic library does not take the key it just made.
     #[error("the new key is unusable")]
     Fresh(#[source] rustls::Error),
+    /// What was to be a key pair of before is none.
+    #[error("the key that was handed on is unusable")]
+    HandedOn(#[source] rustls::Error),
     /// The new key cannot be stored.
     #[error("cannot write the new key to {}", path.display())]
     Write {
@@ -197,6 +200,24 @@ impl Identity {
     /// The system gives no randomness.
     pub fn generate() -> Result<Self, KeyError> {
         Self::from_pkcs8(&generate_pkcs8()?).map_err(KeyError::Fresh)
+    }
+
+    /// The same, with the secret that [`Identity::from_secret`] makes the same key pair of: for another process of the same
+    /// program that takes this one's place.
+    ///
+    /// # Errors
+    /// The system gives no randomness.
+    pub fn generate_with_secret() -> Result<(Self, Vec<u8>), KeyError> {
+        let pkcs8 = generate_pkcs8()?;
+        Ok((Self::from_pkcs8(&pkcs8).map_err(KeyError::Fresh)?, pkcs8))
+    }
+
+    /// The key pair of [`Identity::generate_with_secret`].
+    ///
+    /// # Errors
+    /// The secret is none.
+    pub fn from_secret(pkcs8: &[u8]) -> Result<Self, KeyError> {
+        Self::from_pkcs8(pkcs8).map_err(KeyError::HandedOn)
     }
 
     /// Reads the key pair in `path`, a PKCS#8 file in PEM format, or makes one and stores it there.

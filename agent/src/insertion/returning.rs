@@ -19,7 +19,7 @@ use sluice_ebpf_common::insertion::{FLAG_CLOCK, FlowKey, Op, Outcome, UNTIMED};
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use super::{SharedPrograms, joining::clock_ms, lock, repair};
+use super::{SharedPrograms, is_lost_alone, joining::clock_ms, lock, repair};
 use crate::socket::Socket;
 
 /// How long nothing must have happened, where timestamps are not translated: those of the agent's sockets run up to 2 ms
@@ -27,8 +27,6 @@ use crate::socket::Socket;
 const QUIET: Duration = Duration::from_millis(3);
 /// After so many requests in a row that fit nothing a connection goes back without a moment's quiet.
 const SETTLED: u32 = 4;
-/// A connection that is left to itself for good may be deaf to old timestamps for so many ms at most: its TCP repeats.
-pub(super) const LONGEST_GAP: u32 = 200;
 /// Longest pause between two attempts.
 const LONGEST: Duration = Duration::from_millis(200);
 
@@ -151,7 +149,7 @@ impl Inserted {
         let (din, dout) = (from_caller.wrapping_sub(to_app), to_caller.wrapping_sub(from_app));
         let programs = lock(&self.programs);
         let Some(flow) = programs.flow(&self.key) else { return Ok(false) };
-        let lost = din | dout != 0 || flow.gap().is_none_or(|gap| gap > LONGEST_GAP);
+        let lost = din | dout != 0 || is_lost_alone(&flow);
         if lost && (self.stops || !programs.keeps_shifted()) {
             // It would be lost with this process, as the numbers never meet again.
             self.stays = true;

@@ -1,4 +1,5 @@
-//! f06 with `--supervised`: the agent proper is killed, and its parent keeps what connections depend on.
+//! f06 with `--supervised`: the agent proper is killed, and its parent keeps what connections depend on; and what a parent
+//! must do besides: hand on the key, pass on signals and statuses, give up on a worker that cannot live, and be small.
 
 use std::{fs, time::Duration};
 
@@ -9,7 +10,7 @@ use nix::{
     unistd::Pid,
 };
 use sluice_tests::{
-    eventually,
+    Agent, eventually,
     peers::http1::{Answer, Http1Caller},
     stage::{Rule, Stage},
 };
@@ -28,9 +29,22 @@ fn child(parent: u32) -> Result<Pid> {
 async fn scene(name: &str) -> Result<Box<Scene>> {
     let stage = Stage::new(name)?;
     let rules = Rule::file(&[stage.header("mine", &[HTTP])]);
-    // With a key that each worker has, so that the client knows the next one.
-    let key = format!("--key-file={}", stage.lab.folder().join("agent.key").display());
-    Box::pin(Scene::started(stage, &[], Answer::identity, &rules, &["--supervised", &key])).await
+    Box::pin(Scene::started(stage, &[], Answer::identity, &rules, &["--supervised"])).await
+}
+
+/// Waits until there is another worker than this one, and requests are answered by the side that each is for. The client has
+/// not been told of another key: the agent's is the same.
+async fn another(scene: &Scene, worker: Pid) -> Result<()> {
+    let parent = scene.agent.process().pid();
+    eventually(SOON, "another worker answers each request by the side that it is for", || async {
+        ensure!(child(parent)? != worker, "the worker is still there");
+        let mut caller = scene.connect().await?;
+        ask(&mut caller, OURS).await?;
+        ask(&mut caller, THEIRS).await
+    })
+    .await?;
+    ensure!(scene.agent.status().await?.key_hash == scene.agent.key(), "another key");
+    Ok(())
 }
 
 /// Connections of which a request has been intercepted; the agent leaves them when nothing has happened for a moment.
@@ -70,13 +84,7 @@ async fn f06_connections_that_the_agent_has_left_survive_the_death_of_its_worker
     for callers in [&mut left, &mut about_to_be] {
         ask_all(callers).await.context("right behind the end of the worker")?;
     }
-    eventually(SOON, "another worker answers each request by the side that it is for", || async {
-        ensure!(child(parent)? != worker, "the worker is still there");
-        let mut caller = scene.connect().await?;
-        ask(&mut caller, OURS).await?;
-        ask(&mut caller, THEIRS).await
-    })
-    .await?;
+    another(&scene, worker).await?;
     for callers in [&mut left, &mut about_to_be] {
         ask_all(callers).await.context("with another worker")?;
     }
@@ -103,4 +111,92 @@ async fn f06_a_parent_that_is_killed_takes_its_worker_with_it() -> Result<()> {
     scene.stage.pod.nothing_left(SOON).await?;
     let Scene { stage, .. } = *scene;
     stage.finish()
+}
+
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn f06_a_stop_ends_both_processes_and_at_once_the_connections_that_depend_on_them() -> Result<()> {
+    let scene = scene("f06_stop").await?;
+    let parent = scene.agent.process().pid();
+    // Of a worker that has died, and of the one that runs.
+    let mut of_before = shifted(&scene).await?;
+    let worker = child(parent)?;
+    kill(worker, Signal::SIGKILL)?;
+    another(&scene, worker).await?;
+    let mut of_now = shifted(&scene).await?;
+    ask_all(&mut of_before).await?;
+    let mut native = scene.connect().await?;
+    ask(&mut native, THEIRS).await?;
+    let worker = child(parent)?;
+    let status = scene.agent.terminate().await?;
+    ensure!(status.code() == Some(0), "{status}");
+    ensure!(kill(worker, None).is_err(), "the worker runs on");
+    for caller in of_before.iter_mut().chain(&mut of_now) {
+        let end = tokio::time::timeout(SOON, caller.try_response("GET")).await.context("a connection hangs")?;
+        ensure!(!matches!(end, Ok(Some(_))), "{end:?}");
+    }
+    ask(&mut native, THEIRS).await?;
+    scene.stage.pod.nothing_left(SOON).await?;
+    let Scene { stage, .. } = *scene;
+    stage.finish()
+}
+
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn f06_a_worker_that_dies_again_and_again_ends_its_parent_with_the_status_of_its_signal() -> Result<()> {
+    let stage = Stage::new("f06_loop")?;
+    let rules = Rule::file(&[stage.header("mine", &[HTTP])]);
+    let agent = Agent::builder(&stage.pod).argument("--supervised").start(&rules).await?;
+    let (parent, mut deaths) = (agent.process().pid(), 0);
+    while agent.process().is_running() {
+        // There is none during a pause, and at the end.
+        if let Ok(worker) = child(parent) {
+            deaths += usize::from(kill(worker, Signal::SIGKILL).is_ok());
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let status = agent.process().exited(SOON).await?;
+    ensure!(status.code() == Some(128 + 9) && deaths >= 6, "{status} after {deaths} deaths");
+    stage.pod.nothing_left(SOON).await?;
+    stage.finish()
+}
+
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn f06_a_worker_that_ends_by_itself_ends_its_parent_with_its_status() -> Result<()> {
+    let stage = Stage::new("f06_status")?;
+    let agent = || Agent::builder(&stage.pod).argument("--supervised");
+    let rules = Rule::file(&[stage.header("mine", &[HTTP])]);
+    // Without CAP_BPF, with rules that are none, and with a port that somebody has.
+    let bare = agent().wrapper(&["setpriv", "--bounding-set=-bpf,-sys_admin", "--inh-caps=-bpf,-sys_admin"]);
+    let (code, said) = bare.fails(&rules).await?;
+    ensure!(code == 3, "{code}: {said}");
+    let (code, said) = agent().fails("intercepts: 1").await?;
+    ensure!(code == 4, "{code}: {said}");
+    let _taken = stage.pod.listen(crate::any(17090))?;
+    let (code, said) = agent().fails(&rules).await?;
+    ensure!(code == 1 && said.contains("17090"), "{code}: {said}");
+    stage.finish()
+}
+
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn f06_a_parent_is_small() -> Result<()> {
+    // Of which half are the relocations of a program that is not optimised.
+    const MOST_KIB: u64 = 3 << 10;
+    let scene = scene("f06_small").await?;
+    // What it has of its own: the program's text is there once for both.
+    let own = || {
+        let path = format!("/proc/{}/status", scene.agent.process().pid());
+        let status = fs::read_to_string(&path).with_context(|| path.clone())?;
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).context("no RssAnon")?;
+        anyhow::Ok(line.trim().trim_end_matches(" kB").parse::<u64>()?)
+    };
+    let _callers = shifted(&scene).await?;
+    ensure!(own()? < MOST_KIB, "{} KiB", own()?);
+    let worker = child(scene.agent.process().pid())?;
+    kill(worker, Signal::SIGKILL)?;
+    another(&scene, worker).await?;
+    ensure!(own()? < MOST_KIB, "{} KiB behind another worker", own()?);
+    scene.finish()
 }

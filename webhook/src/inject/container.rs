@@ -12,6 +12,9 @@ pub(super) fn agent(pod: &Value, namespace: &NamespaceFacts, options: &Options) 
     let mut container = json!({
         "name": pod::CONTAINER,
         "image": options.image,
+        // Callers' connections outlive a crash of the agent proper, which its parent then starts again, sooner than the
+        // kubelet would.
+        "args": ["--supervised"],
         "env": env(options),
         "volumeMounts": [{"name": pod::VOLUME, "mountPath": pod::MOUNT, "readOnly": true}],
         "securityContext": security_context(),

@@ -206,10 +206,11 @@ fn warnings_are_short_enough_to_be_shown() {
 }
 
 #[test]
-fn the_agent_has_three_capabilities_no_probe_and_a_hook_that_gives_up() {
+fn the_agent_is_supervised_and_has_three_capabilities_no_probe_and_a_hook_that_gives_up() {
     let fixture = &fixtures()["deployment"];
     let changed = applied(&fixture.pod, &decide(&fixture.pod, &fixture.facts(), &fixture.options()).patch);
     let agent = list(&changed, "initContainers").next().unwrap();
+    assert_eq!(agent["args"], json!(["--supervised"]));
     let context = &agent["securityContext"];
     assert_eq!(context["capabilities"], json!({"add": ["BPF", "NET_ADMIN", "PERFMON"], "drop": ["ALL"]}));
     assert_eq!(context["readOnlyRootFilesystem"], true);

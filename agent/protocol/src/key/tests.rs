@@ -55,6 +55,14 @@ fn two_new_keys_differ() {
 }
 
 #[test]
+fn a_secret_makes_the_same_key_and_something_else_makes_none() {
+    let (identity, secret) = Identity::generate_with_secret().unwrap();
+    let same = Identity::from_secret(&secret).unwrap();
+    assert_eq!((same.hash(), same.reset_key), (identity.hash(), identity.reset_key));
+    assert!(matches!(Identity::from_secret(&secret[1..]), Err(KeyError::HandedOn(_))));
+}
+
+#[test]
 fn a_missing_file_is_made_with_its_folder_and_read_again() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a/b/key");

@@ -1,0 +1,78 @@
+//! What a worker has passed on to its parent, and what becomes of it when the worker has died.
+//!
+//! Owns the judgement whether a connection still depends on it. Runs in the parent only.
+
+use std::{
+    io,
+    net::{Ipv6Addr, SocketAddr},
+    os::fd::OwnedFd,
+};
+
+use aya::maps::{HashMap, Map, MapData};
+use sluice_ebpf_common::insertion::{ENDED, FLAG_RESET, Flow, FlowKey, LOCAL_PORT, Local};
+
+use crate::{
+    existing,
+    insertion::{WITH_LOCK, is_lost_alone},
+};
+
+/// The maps and links of one worker's packet programs, which live for as long as this does.
+pub(super) struct Kept {
+    flows: HashMap<MapData, FlowKey, Flow>,
+    locals: HashMap<MapData, u32, Local>,
+    _links: Vec<OwnedFd>,
+}
+
+// === impl Kept ===
+
+impl Kept {
+    /// From the descriptors in the order in which they are passed on. `None` where they are others.
+    pub(super) fn new(descriptors: Vec<OwnedFd>) -> Option<Self> {
+        let mut descriptors = descriptors.into_iter();
+        let mut map = || Some(Map::HashMap(MapData::from_fd(descriptors.next()?).ok()?));
+        let (flows, locals) = (HashMap::try_from(map()?).ok()?, HashMap::try_from(map()?).ok()?);
+        Some(Self { flows, locals, _links: descriptors.collect() })
+    }
+
+    /// The kernel looks at no more requests on behalf of the worker, which has died.
+    pub(super) fn retire(&mut self) {
+        for (port, mut local) in self.locals.iter().flatten().collect::<Vec<_>>() {
+            if local.kind == LOCAL_PORT {
+                local.active = 0;
+                if let Err(error) = self.locals.insert(port, local, 0) {
+                    tracing::error!(%error, port, "the kernel goes on to hold requests for a dead agent");
+                }
+            }
+        }
+    }
+
+    /// Whether a connection is still open of which the two sides see other numbers.
+    pub(super) fn is_needed(&self) -> bool {
+        self.open(Flow::is_shifted).next().is_some()
+    }
+
+    /// Before this goes: ends the connections that would be dead without it, so that their two sides know at once.
+    pub(super) fn end(&self) {
+        for FlowKey { caller, caller_port, port, .. } in self.open(is_lost_alone) {
+            let [a, b, c, d] = caller.map(u32::to_ne_bytes);
+            let address = [a, b, c, d].concat().first_chunk::<16>().map_or(Ipv6Addr::UNSPECIFIED, |&it| it.into());
+            let peer = SocketAddr::new(address.to_canonical(), caller_port);
+            match existing::reset(port, peer) {
+                Ok(()) => {}
+                // It has just ended by itself.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    tracing::warn!(%error, %peer, port, "a connection that depends on this agent cannot be ended");
+                }
+            }
+        }
+    }
+
+    fn open(&self, like: impl Fn(&Flow) -> bool) -> impl Iterator<Item = FlowKey> {
+        self.flows.keys().flatten().filter(move |key| {
+            // Read under its lock, as the kernel writes it.
+            let flow = self.flows.get(key, WITH_LOCK);
+            flow.is_ok_and(|flow| like(&flow) && flow.flags & FLAG_RESET == 0 && flow.flags & ENDED != ENDED)
+        })
+    }
+}
