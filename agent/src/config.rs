@@ -64,8 +64,8 @@ pub struct Config {
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub await_rules: Option<Duration>,
 
-    /// How HTTP ports are intercepted whose rules leave it open
-    #[arg(long, value_name = "WAY", default_value = "lookup", env = "SLUICE_STEERING")]
+    /// How ports are intercepted whose rules leave it open. Which way each port has, and why, is in /status
+    #[arg(long, value_name = "WAY", default_value = "auto", env = "SLUICE_STEERING")]
     pub steering: Steering,
 
     /// Run as two processes: a parent that keeps what connections depend on, and the agent proper, which is started again
@@ -93,10 +93,10 @@ pub struct Config {
 /// How the requests to a port come to the agent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum Steering {
-    /// As insertion where it works, as lookup elsewhere.
+    /// Insertion where rules and kernel allow it, lookup elsewhere.
     #[default]
     Auto,
-    /// Callers talk to the app, and the agent joins a connection when a request may fit a rule.
+    /// The same: callers talk to the app, and the agent joins a connection when a request may fit a rule.
     Insertion,
     /// All connections to the port pass through the agent.
     Lookup,
@@ -157,6 +157,16 @@ mod tests {
         assert_eq!(parse(whole).unwrap().settings().unwrap().uid, "u");
         for part in [" --controller-ca x", " --token-file t", " --pod-uid u", " --controller https://c:1"] {
             assert_eq!(parse(&whole.replace(part, "")).unwrap_err().exit_code(), 2, "without {part}");
+        }
+    }
+
+    #[test]
+    fn the_agent_chooses_the_way_unless_it_is_told() {
+        let parse = |line: &str| Config::try_parse_from(line.split(' ')).map(|config| config.steering);
+        assert_eq!(parse("a --rules f --steering lookup").unwrap(), Steering::Lookup);
+        assert_eq!(parse("a --rules f --steering tc").unwrap_err().exit_code(), 2);
+        if std::env::var_os("SLUICE_STEERING").is_none() {
+            assert_eq!(parse("a --rules f").unwrap(), Steering::Auto);
         }
     }
 

@@ -209,7 +209,7 @@ pub enum OnUnavailable {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Steering {
-    /// The agent chooses, for each port.
+    /// The agent chooses, for each port: insertion where it works, lookup elsewhere.
     #[default]
     Auto,
     /// Callers keep talking to the app, and the agent joins a connection only when a request may match.

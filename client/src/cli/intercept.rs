@@ -89,7 +89,8 @@ pub(crate) struct Add {
     pub(crate) reset_existing: bool,
 
     /// Which way the ports are intercepted. insertion: callers keep talking to the app, and the agent joins a connection
-    /// only when a request may match; lookup: all connections to the port pass through the agent; auto: the agent chooses.
+    /// only when a request may match; lookup: all connections to the port pass through the agent; auto: insertion where
+    /// there is a header condition and the pod's kernel allows it, lookup otherwise.
     #[arg(long, value_name = "WAY", value_enum, default_value_t)]
     pub(crate) steering: Steering,
 
@@ -183,7 +184,7 @@ pub(crate) enum Unavailable {
 /// `--steering`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Steering {
-    /// The agent chooses for each port; `sluice status` tells which way and why.
+    /// Insertion where it works, lookup elsewhere; `sluice status` tells which way each port has, and why.
     #[default]
     Auto,
     /// Callers keep talking to the app, and the agent joins a connection only when a request may match.

@@ -23,7 +23,11 @@ async fn tells(agent: &Agent, expected: &[(u16, &str, &str)]) -> Result<()> {
 async fn the_way_of_each_port_is_told_and_insertion_without_conditions_is_refused() -> Result<()> {
     let stage = Stage::new("ways")?;
     let http = || stage.header("http", &[SECOND_PORT]);
-    let agent = Agent::start(&stage.pod, &Rule::file(&[stage.tcp("tcp", &[PORT]), http()])).await?;
+    let both = Rule::file(&[stage.tcp("tcp", &[PORT]), http()]);
+    let agent = Agent::builder(&stage.pod).argument("--steering=auto").start(&both).await?;
+    tells(&agent, &[(PORT, "lookup", "all TCP"), (SECOND_PORT, "insertion", "")]).await?;
+    agent.terminate().await?;
+    let agent = Agent::builder(&stage.pod).argument("--steering=lookup").start(&both).await?;
     let usual = "this agent's way unless a rule asks for another";
     tells(&agent, &[(PORT, "lookup", "all TCP"), (SECOND_PORT, "lookup", usual)]).await?;
     agent.set_rules(&Rule::file(&[http().with("steering", json!("lookup"))])).await?;

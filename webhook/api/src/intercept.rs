@@ -108,8 +108,9 @@ pub struct InterceptSpec {
     pub reset_existing: bool,
 
     /// Which way its ports are intercepted: by `insertion` callers keep talking to the app, and the agent joins a connection
-    /// only when a request may match; by `lookup` all connections to the ports pass through the agent. With `auto` the agent
-    /// chooses for each port.
+    /// only when a request may match; by `lookup` all connections to the ports pass through the agent. With `auto` each port
+    /// has insertion where its Intercepts match HTTP requests by a header and the pod's kernel allows it, and lookup
+    /// otherwise. The status says which way each port has in each pod, and why not insertion.
     #[serde(default)]
     pub steering: Steering,
 
