@@ -5,13 +5,8 @@
 //! is cut.
 
 use std::{
-    collections::BTreeSet,
-    io,
     net::SocketAddr,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -21,41 +16,48 @@ use nix::sys::signal::SigSet;
 use sluice_protocol::{
     DEFAULT_TUNNEL_PORT,
     close::CloseCode,
-    control::{Assignment, Held, Report},
-    key::{Identity, KeyHash},
+    control::{Assignment, Report},
+    key::Identity,
     rules::{RuleFile, matcher::RuleSet},
     tls,
     way::{Direct, endpoint},
 };
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
     sync::watch,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+mod rules;
+mod steered;
+
+use self::rules::{Rules, Source};
 use crate::{
-    admin::{Admin, RulesStatus},
-    config::{self, Config},
-    connection::{Shared, Steered},
+    admin::Admin,
+    config::Config,
+    connection::Shared,
     control::{Control, Settings},
-    dialer::{AppDialer, is_own_source},
-    existing::Existing,
+    dialer::AppDialer,
     forwarded, gateway,
     hub::{Admission, Hub},
-    insertion::{Insertion, Position},
-    kernel::{Kernel, LoadError, LoadOptions, PortKey, Protocol},
+    insertion::Insertion,
+    kernel::{Kernel, LoadError, LoadOptions},
     limits,
     metrics::Metrics,
     rules_file::{RulesFile, RulesFileError},
-    socket::Socket,
     supervise::Supervisor,
-    ways,
     wiretap::Wiretaps,
 };
 
 /// How long a closed QUIC endpoint may take to tell its peers.
 const GOODBYE: Duration = Duration::from_secs(1);
+
+/// How long after a change of the rules what is unclear about connections from before is looked at again.
+const CLEARING: Duration = Duration::from_millis(100);
+
+/// How often ports whose rules have gone are looked at, whether connections still depend on them.
+const LEAVING: Duration = Duration::from_millis(500);
 
 /// Why the agent does not run, as far as it has an exit status of its own.
 #[derive(Debug, thiserror::Error)]
@@ -66,39 +68,6 @@ pub enum StartError {
     /// The rules file: exit status 4.
     #[error("no rules at start")]
     Rules(#[source] RulesFileError),
-}
-
-/// How long after a change of the rules what is unclear about connections from before is looked at again.
-const CLEARING: Duration = Duration::from_millis(100);
-
-/// How often ports whose rules have gone are looked at, whether connections still depend on them.
-const LEAVING: Duration = Duration::from_millis(500);
-
-/// Makes rules come into force, in the agent and in the kernel.
-struct Rules {
-    shared: Arc<Shared>,
-    /// What is done about ports whose rules leave it open.
-    steering: config::Steering,
-    insertion: Arc<Insertion>,
-    kernel: Arc<Mutex<Kernel>>,
-    existing: Arc<Mutex<Existing>>,
-    admission: Arc<Admission>,
-    status: Arc<Mutex<RulesStatus>>,
-    /// What of the controller is in force.
-    assigned: Arc<Mutex<Assignment>>,
-    /// Whether there are rules, if only to intercept nothing.
-    ready: Arc<AtomicBool>,
-    news_tx: watch::Sender<()>,
-}
-
-/// Where rules come from.
-enum Source {
-    File(Box<RulesFile>),
-    Controller {
-        /// controller --rules--> here; only the newest count
-        rules_rx: watch::Receiver<Option<Assignment>>,
-        exempt: Vec<ipnet::IpNet>,
-    },
 }
 
 /// SIGTERM and SIGINT.
@@ -185,7 +154,7 @@ pub async fn run(config: Config, supervisor: Option<Supervisor>) -> anyhow::Resu
     };
     for listener in [Some(listeners.v4), listeners.v6].into_iter().flatten() {
         let listener = TcpListener::from_std(listener).context("cannot use the listener for steered connections")?;
-        services.spawn(cut.clone().run_until_cancelled_owned(accept(
+        services.spawn(cut.clone().run_until_cancelled_owned(steered::accept(
             listener,
             shared.clone(),
             connections.clone(),
@@ -305,69 +274,6 @@ fn loopback(tunnel: SocketAddr) -> SocketAddr {
     SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, tunnel.port()))
 }
 
-/// Accepts steered connections for ever; each is a task in `connections`, ended early by `cut`.
-async fn accept(listener: TcpListener, shared: Arc<Shared>, connections: TaskTracker, cut: CancellationToken) {
-    let port = listener.local_addr().map_or(0, |address| address.port());
-    loop {
-        let (caller, peer) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            // The caller gave up before it was accepted.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
-            Err(error) => {
-                tracing::error!(%error, "cannot accept a connection; trying again");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
-            }
-        };
-        if let Some(steered) = take(&shared, caller, peer, port) {
-            let open = shared.metrics.open();
-            let cut = cut.clone();
-            connections.spawn(async move {
-                if let Some(Err(end)) = cut.run_until_cancelled(steered.serve()).await {
-                    tracing::debug!(error = &end as &dyn std::error::Error, %peer, "a connection broke");
-                }
-                drop(open);
-            });
-        }
-    }
-}
-
-fn take(shared: &Arc<Shared>, caller: TcpStream, peer: SocketAddr, listener_port: u16) -> Option<Steered> {
-    use sluice_protocol::duplex::Duplex as _;
-    let mut caller = caller;
-    if is_own_source(peer.ip()) {
-        // The kernel program lets these through to the app, so one that comes here would come again and again.
-        shared.metrics.looped();
-        tracing::error!(%peer, "refused a connection of the agent itself: is another steering program in this pod?");
-        caller.abort();
-        return None;
-    }
-    // Gone already, where it fails.
-    let destination = canonical(caller.local_addr().ok()?);
-    if destination.port() == listener_port {
-        // Not steered: somebody in the pod has found the port of the listener itself.
-        caller.abort();
-        return None;
-    }
-    caller.set_nodelay(true).ok()?;
-    let peer = canonical(peer);
-    Some(Steered {
-        shared: shared.clone(),
-        caller: Socket::new(caller),
-        peer,
-        destination,
-        port: destination.port(),
-        app: None,
-        position: Position::default(),
-        inserted: None,
-    })
-}
-
-/// An IPv4 address as such, also where it came through an IPv6 socket.
-fn canonical(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
-}
-
 // === impl Stop ===
 
 impl Stop {
@@ -391,142 +297,6 @@ impl Stop {
     }
 }
 
-// === impl Source ===
-
-impl Source {
-    /// Waits for new rules and brings them into force. Cancel safe, as nothing is waited for behind the change.
-    async fn follow(&mut self, rules: &Rules) {
-        match self {
-            Self::File(file) => {
-                let changed = file.changed().await.map_err(anyhow::Error::from);
-                rules.take(changed.and_then(|file| rules.apply(&file)));
-            }
-            Self::Controller { rules_rx, exempt } => {
-                if rules_rx.changed().await.is_err() {
-                    // The conversation is over, which it is at the end only.
-                    std::future::pending::<()>().await;
-                }
-                let Some(assignment) = rules_rx.borrow_and_update().clone() else { return };
-                rules.take(rules.assign(assignment, exempt));
-                rules.ready.store(true, Ordering::Relaxed);
-                rules.news_tx.send_replace(());
-            }
-        }
-    }
-}
-
-// === impl Rules ===
-
-impl Rules {
-    /// Notes how an attempt to change the rules ended.
-    fn take(&self, result: anyhow::Result<()>) {
-        if let Err(error) = result {
-            let error = format!("{error:#}");
-            tracing::error!(error, "the rules stay as they were");
-            self.shared.metrics.rules_refused();
-            lock(&self.status).error = Some(error);
-        }
-    }
-
-    /// Brings what the controller says into force.
-    fn assign(&self, assignment: Assignment, exempt: &[ipnet::IpNet]) -> anyhow::Result<()> {
-        let intercepts = assignment.intercepts.iter().map(|assigned| assigned.rule.clone()).collect();
-        self.apply(&RuleFile { intercepts, exempt: exempt.to_vec() })?;
-        *lock(&self.assigned) = assignment;
-        Ok(())
-    }
-
-    /// What there is to report to the controller, whenever it is called.
-    fn report(&self, key_hash: KeyHash, tunnel_port: u16) -> Box<dyn Fn() -> Report + Send + Sync> {
-        let (shared, kernel, existing) = (self.shared.clone(), self.kernel.clone(), self.existing.clone());
-        let (assigned, status, insertion) = (self.assigned.clone(), self.status.clone(), self.insertion.clone());
-        Box::new(move || {
-            let held = lock(&kernel).held();
-            let inserted = insertion.look().unwrap_or_default();
-            let has = |port: u16| {
-                let key = PortKey { port, protocol: Protocol::Tcp };
-                (inserted.attached && inserted.ports.contains(&port))
-                    || held.as_ref().is_ok_and(|held| held.attached && held.ports.contains(&key))
-            };
-            let mut existing = lock(&existing);
-            existing.look();
-            let assigned = lock(&assigned);
-            let status = lock(&status);
-            let intercepts = assigned.intercepts.iter().map(|assigned| {
-                let rule = &assigned.rule;
-                let ports = || rule.ports.iter().map(|port| port.port.get());
-                let ways = ways::of_rule(rule, &status.ways);
-                Held {
-                    uid: assigned.uid.clone(),
-                    generation: assigned.generation,
-                    programmed: ports().all(has),
-                    connected: shared.hub.is_connected(&rule.client.key_hash),
-                    counters: shared.metrics.counters(&rule.name, ports()),
-                    existing_connections: ports().map(|port| existing.count(port) as u64).sum(),
-                    reset_error: existing.reset_error().filter(|_| rule.reset_existing).map(str::to_owned),
-                    steering_error: ways::error(rule, &ways),
-                    ways,
-                }
-            });
-            Report {
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                key_hash,
-                tunnel_port,
-                refused: None,
-                error: status.error.clone(),
-                intercepts: intercepts.collect(),
-            }
-        })
-    }
-
-    /// Brings `file` into force. The agent knows a rule before the kernel steers for it.
-    fn apply(&self, file: &RuleFile) -> anyhow::Result<()> {
-        let set = RuleSet::compile(file)?;
-        let ports: BTreeSet<PortKey> = set.ports().map(|port| PortKey { port, protocol: Protocol::Tcp }).collect();
-        let resetting = file.intercepts.iter().filter(|intercept| intercept.reset_existing);
-        let reset = resetting.flat_map(|intercept| intercept.ports.iter().map(|port| port.port.get())).collect();
-        let choose = || ways::of_ports(&file.intercepts, self.steering, || self.insertion.available());
-        let (mut ways, mut inserted) = choose();
-        let keys: BTreeSet<_> = file.intercepts.iter().map(|i| i.client.key_hash).collect();
-        let before = self.shared.rules.swap(Arc::new(set));
-        if let Err(error) = self.insertion.apply(&inserted, &file.exempt) {
-            self.insertion.give_up(&error);
-            (ways, inserted) = choose();
-            // What has been begun is taken back, as far as that goes.
-            let _ = self.insertion.apply(&inserted, &file.exempt);
-        }
-        let steered: BTreeSet<PortKey> =
-            ports.iter().copied().filter(|key| !inserted.contains_key(&key.port)).collect();
-        if let Err(error) = lock(&self.kernel).apply(&steered, &file.exempt) {
-            self.shared.rules.store(before);
-            return Err(anyhow::Error::from(error).context("the kernel does not take the rules"));
-        }
-        // Only now: what had come in between would have been missed by both.
-        lock(&self.existing).change(&steered.iter().map(|key| key.port).collect(), reset, &file.exempt);
-        self.admission.allow(keys.clone());
-        self.shared.hub.keep_only(&keys);
-        let named = |name: &str| file.intercepts.iter().any(|intercept| intercept.name == name);
-        self.shared.wiretaps.keep_only(named);
-        self.shared.metrics.keep_only(named, |port| ports.iter().any(|key| key.port == port));
-        for rule in &file.intercepts {
-            if let Some(error) = ways::error(rule, &ways::of_rule(rule, &ways)) {
-                tracing::warn!(intercept = rule.name, error, "not the way that is asked for");
-            }
-        }
-        let mut status = lock(&self.status);
-        status.generation += 1;
-        (status.error, status.ways) = (None, ways);
-        self.shared.metrics.rules_in_force(status.generation);
-        tracing::info!(
-            generation = status.generation,
-            intercepts = file.intercepts.len(),
-            ports = ports.len(),
-            "rules in force"
-        );
-        Ok(())
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
