@@ -1,11 +1,28 @@
 //! One request to the kernel over netlink and its answer, or a list of them, without a library around it: three kinds of
 //! message of fixed form do not need more.
 //!
+//! The numbers that more than one of those who ask needs stand here, and each one's own with it.
+//!
 //! The kernel answers before `send` returns, or while a list is read, so nothing here blocks.
 
 use std::io::{self, Read, Write};
 
 use socket2::{Domain, Protocol, Socket, Type};
+
+// Numbers of the Linux ABI: netlink(7), sock_diag(7), `enum` of net/tcp_states.h.
+pub(crate) const NLM_F_REQUEST: u16 = 0x1;
+pub(crate) const NLM_F_ACK: u16 = 0x4;
+pub(crate) const NLM_F_DUMP: u16 = 0x300;
+pub(crate) const SOCK_DIAG_BY_FAMILY: u16 = 20;
+pub(crate) const AF_INET: u8 = 2;
+pub(crate) const AF_INET6: u8 = 10;
+pub(crate) const IPPROTO_TCP: u8 = 6;
+pub(crate) const TCP_ESTABLISHED: u8 = 1;
+pub(crate) const TCP_SYN_RECV: u8 = 3;
+pub(crate) const TCP_FIN_WAIT1: u8 = 4;
+pub(crate) const TCP_FIN_WAIT2: u8 = 5;
+pub(crate) const TCP_CLOSE_WAIT: u8 = 8;
+pub(crate) const TCP_LISTEN: u8 = 10;
 
 /// Length of a message's header.
 pub(crate) const HEADER: usize = 16;

@@ -11,14 +11,9 @@ use std::{
     sync::OnceLock,
 };
 
-use crate::netlink::Request;
+use crate::netlink::{AF_INET6, IPPROTO_TCP, NLM_F_REQUEST, Request, SOCK_DIAG_BY_FAMILY, TCP_LISTEN};
 
 // Numbers of the Linux ABI.
-const SOCK_DIAG_BY_FAMILY: u16 = 20;
-const NLM_F_REQUEST: u16 = 1;
-const AF_INET6: u8 = 10;
-const IPPROTO_TCP: u8 = 6;
-const TCP_LISTEN: u8 = 10;
 const NO_COOKIE: [u8; 8] = [0xff; 8];
 
 /// Knows whether the kernel's answers can be believed.

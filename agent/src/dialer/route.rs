@@ -14,7 +14,7 @@ use std::{
 use sluice_ebpf_common as abi;
 use tokio::{task::AbortHandle, time};
 
-use crate::netlink::Request;
+use crate::netlink::{AF_INET6, NLM_F_ACK, NLM_F_REQUEST, Request};
 
 /// How long the route lives after it was last renewed.
 const EXPIRY: Duration = Duration::from_secs(15);
@@ -24,11 +24,8 @@ const RENEWAL: Duration = Duration::from_secs(5);
 // Numbers of the Linux ABI.
 const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
-const NLM_F_REQUEST: u16 = 0x1;
-const NLM_F_ACK: u16 = 0x4;
 const NLM_F_REPLACE: u16 = 0x100;
 const NLM_F_CREATE: u16 = 0x400;
-const AF_INET6: u8 = 10;
 const RT_TABLE_LOCAL: u8 = 255;
 const RTN_LOCAL: u8 = 2;
 /// Who made the route, for people who look at it; no other software uses this number.

@@ -6,22 +6,13 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use crate::netlink::Request;
+use crate::netlink::{
+    AF_INET, AF_INET6, IPPROTO_TCP, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, Request, SOCK_DIAG_BY_FAMILY, TCP_CLOSE_WAIT,
+    TCP_ESTABLISHED, TCP_FIN_WAIT1, TCP_FIN_WAIT2, TCP_SYN_RECV,
+};
 
 // Numbers of the Linux ABI.
-const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
-const NLM_F_REQUEST: u16 = 0x1;
-const NLM_F_ACK: u16 = 0x4;
-const NLM_F_DUMP: u16 = 0x300;
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
-const IPPROTO_TCP: u8 = 6;
-const TCP_ESTABLISHED: u8 = 1;
-const TCP_SYN_RECV: u8 = 3;
-const TCP_FIN_WAIT1: u8 = 4;
-const TCP_FIN_WAIT2: u8 = 5;
-const TCP_CLOSE_WAIT: u8 = 8;
 /// Length of `inet_diag_sockid`, and where it stands in `inet_diag_msg`.
 const ID: usize = 48;
 const ID_AT: usize = 4;

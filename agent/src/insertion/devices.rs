@@ -2,11 +2,9 @@
 
 use std::{collections::BTreeSet, io};
 
-use crate::netlink::{Request, attribute};
+use crate::netlink::{NLM_F_DUMP, NLM_F_REQUEST, Request, attribute};
 
 const RTM_GETLINK: u16 = 18;
-const NLM_F_REQUEST: u16 = 0x1;
-const NLM_F_DUMP: u16 = 0x300;
 /// `ARPHRD_ETHER`.
 const ETHERNET: u16 = 1;
 /// Bytes of `ifinfomsg`; the type stands in the third and fourth.

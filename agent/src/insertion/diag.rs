@@ -5,19 +5,15 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use crate::netlink::{Request, attribute};
+use crate::netlink::{
+    AF_INET, AF_INET6, IPPROTO_TCP, NLM_F_REQUEST, Request, SOCK_DIAG_BY_FAMILY, TCP_CLOSE_WAIT, TCP_ESTABLISHED,
+    attribute,
+};
 
-const SOCK_DIAG_BY_FAMILY: u16 = 20;
-const NLM_F_REQUEST: u16 = 0x1;
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
-const IPPROTO_TCP: u8 = 6;
 /// `INET_DIAG_INFO`, as the bit that asks for it and as the attribute that answers.
 const INFO: u16 = 2;
 /// Bytes of `inet_diag_msg`.
 const MESSAGE: usize = 72;
-const ESTABLISHED: u8 = 1;
-const CLOSE_WAIT: u8 = 8;
 // `tcpi_options`.
 const OPTION_TIMESTAMPS: u8 = 1;
 const OPTION_SACK: u8 = 2;
@@ -74,7 +70,7 @@ fn read(message: &[u8]) -> Option<Info> {
 fn of_tcp_info(info: &[u8]) -> Option<Info> {
     let word = |at: usize| info.get(at..at + 4)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes));
     let (state, options, scales) = (*info.first()?, *info.get(5)?, *info.get(6)?);
-    if state != ESTABLISHED && state != CLOSE_WAIT {
+    if state != TCP_ESTABLISHED && state != TCP_CLOSE_WAIT {
         return None;
     }
     // The first of two bit fields is in the lower half of the byte where bytes are little-endian.
