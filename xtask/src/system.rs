@@ -35,6 +35,7 @@ pub(crate) const PEERS: &[Tool] = &[
     ("redis-cli", "redis-tools"),
     ("nginx", "nginx"),
     ("node", "nodejs"),
+    ("go", "golang-go"),
     ("python3", "python3"),
 ];
 

@@ -1,5 +1,5 @@
-//! b12 with servers that many apps are made with: nginx, Python's and Node's. A pool of callers sends them requests of all
-//! kinds through a rule that one in five fits, and keeps its connections as long as the servers let it.
+//! b12 with servers that many apps are made with: nginx, Python's, Node's and Go's. A pool of callers sends them requests of
+//! all kinds through a rule that one in five fits, and keeps its connections as long as the servers let it.
 
 pub(crate) mod callers;
 pub(crate) mod programs;
@@ -48,4 +48,10 @@ async fn b12_a_blocking_python_server_under_a_rule_for_requests() -> Result<()> 
 #[ignore = "needs root: cargo xtask test"]
 async fn b12_nodes_server_under_a_rule_for_requests() -> Result<()> {
     play("b12_node", async |host| Ok((programs::node(host).await?, None))).await
+}
+
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn b12_gos_server_under_a_rule_for_requests() -> Result<()> {
+    play("b12_go", async |host| Ok((programs::go(host).await?, None))).await
 }

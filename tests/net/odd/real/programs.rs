@@ -1,8 +1,13 @@
 //! Servers that many apps are made with, in front of what the tests need: they send back what a request has in its body.
 
-use std::{fs, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use sluice_tests::{
     Host, Process, eventually,
     peers::http1::{Answer, Http1App, Request},
@@ -19,6 +24,16 @@ const BEHIND: u16 = 8087;
 /// Sends a request's body back, and closes connections now and then.
 const PYTHON: &str = include_str!("server.py");
 const NODE: &str = include_str!("server.js");
+const GO: &str = include_str!("server.go");
+
+/// Where Go keeps what it has compiled, its own library above all: beside cargo's files, for all runs.
+const GO_CACHE: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/go");
+
+/// Long enough for Go to compile its own library first, on a busy machine.
+const BUILT_WITHIN: Duration = Duration::from_secs(200);
+
+/// One at a time: who comes second finds compiled what the first one needed too.
+static BUILDING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 /// What the servers answer, from an app of the tests: the request's body, in chunks or with a length.
 pub(crate) fn echo(name: &str, request: &Request) -> Answer {
@@ -68,6 +83,32 @@ pub(crate) async fn node(host: &Host) -> Result<Process> {
     let mut command = Command::new("node");
     command.args(["-e", NODE, &PORT.to_string()]);
     saying(host, command).await
+}
+
+/// Go's server.
+pub(crate) async fn go(host: &Host) -> Result<Process> {
+    let mut command = Command::new(go_program(host.folder(), "server", GO).await?);
+    command.arg(PORT.to_string());
+    saying(host, command).await
+}
+
+/// Compiles a program of one file into a folder, with nothing but Go's own library.
+pub(crate) async fn go_program(folder: &Path, name: &str, source: &str) -> Result<PathBuf> {
+    let (file, program) = (folder.join(format!("{name}.go")), folder.join(format!("go-{name}")));
+    fs::write(&file, source)?;
+    let _turn = BUILDING.lock().await;
+    let mut command = tokio::process::Command::new("go");
+    command.args(["build", "-o"]).arg(&program).arg(&file).current_dir(folder);
+    // Nothing of a person's own settings, and nothing from elsewhere.
+    command.env("GO111MODULE", "off").env("GOFLAGS", "").env("GOTOOLCHAIN", "local").env("GOPROXY", "off");
+    command.env("GOCACHE", GO_CACHE).env("GOPATH", folder.join("go-path")).env("CGO_ENABLED", "0");
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    let built = tokio::time::timeout(BUILT_WITHIN, command.output()).await;
+    let built = built.with_context(|| format!("`go build` of {name}.go takes longer than {BUILT_WITHIN:?}"))?;
+    let built = built.context("running `go` (package golang-go)")?;
+    let said = String::from_utf8_lossy(&built.stderr);
+    ensure!(built.status.success(), "`go build` of {name}.go failed with {}: {said}", built.status);
+    Ok(program)
 }
 
 /// A server that says when it listens.
