@@ -24,7 +24,7 @@ pub(crate) type Tool = (&'static str, &'static str);
 pub(crate) const NETWORK: &[Tool] =
     &[("ip", "iproute2"), ("tc", "iproute2"), ("nft", "nftables"), ("setpriv", "util-linux"), ("bpftool", "bpftool")];
 
-/// Callers and servers of others that tests use as peers.
+/// Callers and servers of others that tests use as peers, and what shows the packets between them.
 pub(crate) const PEERS: &[Tool] = &[
     ("curl", "curl"),
     ("nghttpd", "nghttp2-server"),
@@ -37,6 +37,7 @@ pub(crate) const PEERS: &[Tool] = &[
     ("node", "nodejs"),
     ("go", "golang-go"),
     ("python3", "python3"),
+    ("tcpdump", "tcpdump"),
 ];
 
 /// What a test pushes images to.

@@ -9,6 +9,7 @@ mod bulk;
 mod busy;
 #[path = "../odd/real/callers.rs"]
 mod callers;
+mod capture;
 mod framing;
 mod joining;
 mod load;

@@ -26,7 +26,7 @@ fn child(parent: u32) -> Result<Pid> {
 }
 
 /// Scene with an agent of two processes.
-async fn scene(name: &str) -> Result<Box<Scene>> {
+pub(crate) async fn scene(name: &str) -> Result<Box<Scene>> {
     let stage = Stage::new(name)?;
     let rules = Rule::file(&[stage.header("mine", &[HTTP])]);
     Box::pin(Scene::started(stage, &[], Answer::identity, &rules, &["--supervised"])).await
