@@ -178,12 +178,12 @@ pub(super) fn value(scratch: &mut Scratch, pos: u32) -> Verdict {
         }
     };
     pos += first(stop);
-    if pos + 1 >= scratch.scan.len {
-        if pos < scratch.scan.len && scratch.bytes[(pos & MASK) as usize] == b'\r' {
-            scratch.scan.cr = 1;
-            return answer::beyond(&mut scratch.scan, at::VALUE, pos + 1);
-        }
+    if pos >= scratch.scan.len {
         return answer::beyond(&mut scratch.scan, at::VALUE, pos);
+    }
+    if pos + 1 == scratch.scan.len && scratch.bytes[(pos & MASK) as usize] == b'\r' {
+        scratch.scan.cr = 1;
+        return answer::beyond(&mut scratch.scan, at::VALUE, pos + 1);
     }
     if pair(scratch, pos) == CRLF {
         return answer::end_of_line(scratch, pos + 2);
