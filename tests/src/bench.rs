@@ -6,7 +6,8 @@
 //! three more, on a port whose rule asks for insertion: `native` (no request ever fits: the kernel looks at each, the agent
 //! at none), `handed-back` (the agent has been in each connection before, and has left it) and `inserted` (a request of each
 //! connection has been intercepted before, so the agent is in it). Several rounds, each beginning with another path; medians
-//! are reported.
+//! are reported. On a port of that kind, one at a time: the first request of a native connection that fits
+//! (`first_matched`).
 //!
 //! **What the numbers are good for.** Caller, app and agent share the processors of one machine. With many connections
 //! all of them are busy, and a ratio is one of processor time per request: all of it, over that without the agent. With
@@ -15,12 +16,14 @@
 
 mod histogram;
 mod load;
+mod numbers;
 mod plan;
 mod stage;
 mod syscalls;
 
 pub mod app;
 pub mod cluster;
+pub mod first_matched;
 pub mod packets;
 pub mod report;
 pub mod run;

@@ -130,7 +130,8 @@ struct LinkShown {
     netns_ino: Option<u64>,
 }
 
-fn list<T: for<'de> Deserialize<'de>>(kind: &str) -> Result<Vec<T>> {
+/// What `bpftool` shows of one kind of objects: `prog`, `map` or `link`.
+pub(crate) fn list<T: for<'de> Deserialize<'de>>(kind: &str) -> Result<Vec<T>> {
     // It gives up where an object goes between its being listed and its being looked at: other labs come and go.
     const ATTEMPTS: u32 = 20;
     let show = || command::run("bpftool", &["--json", kind, "show"], "");

@@ -21,6 +21,7 @@ use tokio::{
     time::timeout,
 };
 
+pub(super) use self::http1::Exchange;
 use super::{Case, LIMIT, Path, app, histogram::Histogram};
 use crate::{Host, Running};
 

@@ -4,10 +4,15 @@
 use std::fs;
 
 use anyhow::{Context as _, Result};
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
-use super::{Case, Path, plan::Shape, stage::Stage};
-use crate::command;
+use super::{
+    Case, Path,
+    numbers::{float, whole},
+    plan::Shape,
+    stage::Stage,
+};
+use crate::guard;
 
 const STATS: &str = "/proc/sys/kernel/bpf_stats_enabled";
 
@@ -71,8 +76,7 @@ pub(super) async fn measure(stage: &Stage, shape: Shape, path: Path, requests: u
 
 fn programs(stage: &Stage) -> Result<Vec<Program>> {
     let own = stage.agent.process().bpf_objects().programs;
-    let text = command::run("bpftool", &["--json", "prog", "show"], "")?;
-    let all: Vec<Program> = serde_json::from_str(&text).context("reading what bpftool printed")?;
+    let all: Vec<Program> = guard::list("prog")?;
     let packet = |program: &Program| program.name.as_deref().is_some_and(|name| name.ends_with("gress"));
     Ok(all.into_iter().filter(|program| own.contains(&program.id) && packet(program)).collect())
 }
@@ -92,15 +96,4 @@ impl Drop for Counting {
         // It has just been written.
         let _ = fs::write(STATS, &self.before);
     }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52")]
-fn float(count: u64) -> f64 {
-    count as f64
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde wants it")]
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a time, never that large")]
-fn whole<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_u64(value.round() as u64)
 }

@@ -25,6 +25,8 @@ pub(super) struct Plan {
     connects: u64,
     /// Requests during which system calls are counted.
     pub(super) traced: u64,
+    /// Single requests of each kind: enough for the last of a hundred to be ten of them or more.
+    pub(super) single: u64,
     /// Whether [`super::run`] has its long phases.
     pub(super) long_phases: bool,
 }
@@ -53,6 +55,7 @@ impl Plan {
         measured: Duration::from_millis(400),
         connects: 800,
         traced: 1000,
+        single: 1000,
         long_phases: false,
     };
 
@@ -63,6 +66,7 @@ impl Plan {
         measured: Duration::from_secs(2),
         connects: 3200,
         traced: 4000,
+        single: 5000,
         long_phases: true,
     };
 

@@ -2,9 +2,14 @@
 
 use std::fmt::Write as _;
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
-use super::{Case, Path, packets::PacketTime};
+use super::{
+    Case, Path,
+    first_matched::FirstMatched,
+    numbers::{float, hundredths, thousandths, whole},
+    packets::PacketTime,
+};
 
 /// The document that `--json` prints. Parts that were not measured are left out.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -16,6 +21,9 @@ pub struct Document {
     /// What the kernel's packet programs take.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub packets: Vec<PacketTime>,
+    /// Single requests: the first of a native connection that fits, and others beside it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_matched: Option<FirstMatched>,
     /// What the load generator itself can do.
     pub saturation: Vec<Saturation>,
     /// Behind many intercepted requests.
@@ -211,6 +219,12 @@ impl Document {
             let name = "http1, 1: p50 of intercepted over direct, µs".to_owned();
             targets.push(Target::at_most(name, intercepted.p50_us - direct.p50_us, 200.0));
         }
+        if let Some(first) = &self.first_matched {
+            let mut at_most = |name: &str, value, limit| targets.push(Target::at_most(name.to_owned(), value, limit));
+            at_most("first matched: p50 over direct, µs", first.matched_p50_us - first.direct_p50_us, 150.0);
+            at_most("first matched: p99 over direct, µs", first.matched_p99_us - first.direct_p99_us, 1000.0);
+            at_most("first matched: p50 of the insertion, µs", first.insertion_p50_us, 60.0);
+        }
         if let Some(memory) = &self.memory {
             const MIB: u64 = 1024;
             let at_most = |name: &str, value: u64, limit| Target::at_most(name.to_owned(), float(value), float(limit));
@@ -268,6 +282,23 @@ impl Document {
             let _ = writeln!(
                 text,
                 "{program} under {case}, {path}: {ns_per_packet:.0} ns a packet, {ns_per_request:.0} ns a request"
+            );
+        }
+        if let Some(first) = &self.first_matched {
+            let _ = writeln!(
+                text,
+                "\nSingle requests, {} of each (p50, p99): direct {:.0}, {:.0} µs; native {:.0}, {:.0} µs; the first that fits \
+                 on a native connection {:.0}, {:.0} µs,\n  of which the agent's insertion {:.0}, {:.0} µs (mean {:.0} µs)",
+                first.samples,
+                first.direct_p50_us,
+                first.direct_p99_us,
+                first.native_p50_us,
+                first.native_p99_us,
+                first.matched_p50_us,
+                first.matched_p99_us,
+                first.insertion_p50_us,
+                first.insertion_p99_us,
+                first.insertion_mean_us,
             );
         }
         if let Some(memory) = &self.memory {
@@ -339,27 +370,6 @@ impl Target {
     fn at_most(name: String, value: f64, limit: f64) -> Self {
         Self { name, value, bound: "at most", limit, met: value <= limit }
     }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52")]
-fn float(count: u64) -> f64 {
-    count as f64
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde wants it")]
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count or a time, never that large")]
-fn whole<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_u64(value.round() as u64)
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde wants it")]
-fn hundredths<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_f64((value * 1e2).round() / 1e2)
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde wants it")]
-fn thousandths<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_f64((value * 1e3).round() / 1e3)
 }
 
 #[cfg(test)]

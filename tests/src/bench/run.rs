@@ -8,8 +8,9 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use super::{
-    Case, Path,
+    Case, Path, first_matched,
     load::{Extent, Sample},
+    numbers::{float, median, micros},
     packets,
     plan::{Plan, SHAPES, Shape},
     report::{Document, Machine, Memory, Row, Saturation, ShortConnections},
@@ -69,6 +70,10 @@ pub async fn run(lab: &Lab, options: &Options, progress: impl Fn(&str)) -> Resul
                 measured[path].push(found.with_context(|| format!("{shape:?}, {}", Path::ALL[path]))?);
             }
         }
+    }
+    if wanted(&SHAPES[0]) {
+        progress("single requests: the first of a native connection that fits");
+        document.first_matched = Some(first_matched::measure(&stage, plan.single).await?);
     }
     progress("the load generator against prepared answers");
     for (&shape, measured) in shapes.iter().zip(&measured) {
@@ -232,42 +237,15 @@ fn no_failures(sample: &Sample) -> Result<()> {
     Ok(())
 }
 
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<_> = values.collect();
-    values.sort_by(f64::total_cmp);
-    match values.len() {
-        0 => f64::NAN,
-        n if n % 2 == 1 => values[n / 2],
-        n => f64::midpoint(values[n / 2 - 1], values[n / 2]),
-    }
-}
-
 /// Of the last minute.
 pub(super) fn load_average() -> Result<f64> {
     let text = fs::read_to_string("/proc/loadavg").context("reading /proc/loadavg")?;
     Ok(text.split(' ').next().context("nothing in /proc/loadavg")?.parse()?)
 }
 
-fn micros(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e6
-}
-
-#[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52")]
-fn float(count: u64) -> f64 {
-    count as f64
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn medians() {
-        let median = |values: &[f64]| median(values.iter().copied());
-        assert!((median(&[3.0, 1.0, 2.0]) - 2.0).abs() < f64::EPSILON);
-        assert!((median(&[4.0, 1.0, 2.0, 3.0]) - 2.5).abs() < f64::EPSILON);
-        assert!(median(&[]).is_nan());
-    }
 
     #[test]
     fn a_generator_that_waits_is_not_saturated() {

@@ -18,7 +18,7 @@ use crate::bench::{Case, FILLING, Path};
 const ROOM: usize = 4096;
 
 /// What is sent and what has to come back.
-struct Exchange {
+pub(in crate::bench) struct Exchange {
     request: Vec<u8>,
     body: String,
     /// Length of an answer, once one has come: they all have the same.
@@ -99,7 +99,7 @@ async fn connect(load: Load) -> Result<TcpStream> {
 // === impl Exchange ===
 
 impl Exchange {
-    fn new(load: Load) -> Self {
+    pub(in crate::bench) fn new(load: Load) -> Self {
         let mut request = format!("GET /bench HTTP/1.1\r\nhost: {}\r\n", load.to);
         for (name, value) in load.fields() {
             let _ = write!(request, "{name}: {value}\r\n");
@@ -112,7 +112,7 @@ impl Exchange {
     }
 
     /// Sends the request and reads the answer.
-    async fn run(&mut self, stream: &mut TcpStream) -> Result<()> {
+    pub(in crate::bench) async fn run(&mut self, stream: &mut TcpStream) -> Result<()> {
         stream.write_all(&self.request).await?;
         self.read(stream).await
     }
