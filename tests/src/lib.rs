@@ -30,6 +30,8 @@ pub mod demo;
 pub mod image;
 pub mod peers;
 pub mod product;
+pub mod random;
+pub mod signals;
 pub mod stage;
 
 pub use agent::{Agent, AgentBuilder, InsertionStatus, Status};

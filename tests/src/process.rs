@@ -3,6 +3,8 @@
 //! Its output goes to a file of the lab, which is shown when the test fails. It is killed by its id when the handle is
 //! dropped, when the lab is finished, and by the kernel when the test process dies.
 
+pub(crate) mod usage;
+
 use std::{
     collections::BTreeSet,
     fmt::Write as _,
@@ -102,25 +104,25 @@ impl Process {
 
     /// Memory that is resident now, in KiB.
     pub fn rss_kib(&self) -> Result<u64> {
-        let path = format!("/proc/{}/status", self.inner.pid);
-        let status = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let number = line.and_then(|rest| rest.split_ascii_whitespace().next()?.parse().ok());
-        number.with_context(|| format!("no VmRSS in {path}: has {} ended?", self.inner.name))
+        usage::rss_kib(self.inner.pid).with_context(|| self.inner.name.clone())
     }
 
     /// Number of files, sockets included, that are open now.
     pub fn open_files(&self) -> Result<usize> {
-        let path = format!("/proc/{}/fd", self.inner.pid);
-        Ok(fs::read_dir(&path).with_context(|| format!("reading {path}"))?.count())
+        usage::open_files(self.inner.pid)
     }
 
     /// Number of sockets that are open now.
     pub fn open_sockets(&self) -> Result<usize> {
-        let path = format!("/proc/{}/fd", self.inner.pid);
-        let files = fs::read_dir(&path).with_context(|| format!("reading {path}"))?;
-        let targets = files.flatten().filter_map(|file| fs::read_link(file.path()).ok());
-        Ok(targets.filter(|target| target.to_string_lossy().starts_with("socket:")).count())
+        usage::open_sockets(self.inner.pid)
+    }
+
+    /// The id of its one child, such as a supervised agent's worker.
+    pub fn child(&self) -> Result<u32> {
+        let pid = self.inner.pid;
+        let path = format!("/proc/{pid}/task/{pid}/children");
+        let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+        text.trim().parse().with_context(|| format!("{} has not one child, but these: {text:?}", self.inner.name))
     }
 
     /// Processor time used so far, by the program and on its behalf in the kernel, to the nanosecond.

@@ -10,7 +10,6 @@ mod h2c;
 mod heads;
 mod owners;
 mod probes;
-mod random;
 mod rules;
 mod stage;
 mod streams;

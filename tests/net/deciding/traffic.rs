@@ -8,12 +8,10 @@ use futures_util::future::try_join_all;
 use sluice_tests::{
     Host,
     peers::http1::{Answer, Http1App, Http1Caller, Request},
+    random::Random,
 };
 
-use super::{
-    random::Random,
-    stage::{LAPTOP, POD, PORT, Stage, on, on_stage},
-};
+use super::stage::{LAPTOP, POD, PORT, Stage, on, on_stage};
 
 /// Connections whose requests are not taken, and such whose requests are.
 const CALLERS: [(u64, bool); 5] = [(1, false), (2, false), (3, false), (4, true), (5, true)];

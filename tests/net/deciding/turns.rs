@@ -13,13 +13,11 @@ use sluice_tests::{
         http1::{Answer, Http1App, Http1Caller, request},
         raw::{End, RawApp, Script},
     },
+    random::Random,
 };
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
-use super::{
-    random::Random,
-    stage::{LAPTOP, MINE, OTHER, POD, PORT, SOON, Stage, on, on_stage, side},
-};
+use super::stage::{LAPTOP, MINE, OTHER, POD, PORT, SOON, Stage, on, on_stage, side};
 
 const CALLERS: usize = 4;
 const TURNS: usize = 60;

@@ -4,13 +4,12 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use sluice_tests::{
-    Host,
+    Host, peers,
     peers::{http1::Http1Caller, pattern},
 };
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::TcpStream,
-    task::JoinSet,
 };
 use tokio_util::task::AbortOnDropHandle;
 
@@ -25,17 +24,7 @@ const DOWN: u64 = 2;
 
 /// Checks what is uploaded and sends as much as it is asked for. It ends when this is dropped.
 fn app(host: &Host) -> Result<AbortOnDropHandle<()>> {
-    let listener = host.listen(any(PORT))?;
-    let name = host.name().to_owned();
-    let task = tokio::spawn(async move {
-        let mut tasks = JoinSet::new();
-        while let Ok((stream, _)) = listener.accept().await {
-            let name = name.clone();
-            // Where a connection breaks the caller sees it.
-            tasks.spawn(async move { serve(stream, &name).await.ok() });
-        }
-    });
-    Ok(AbortOnDropHandle::new(task))
+    peers::serve(host, any(PORT), |stream, name| async move { serve(stream, &name).await.ok() })
 }
 
 async fn serve(stream: TcpStream, name: &str) -> Result<()> {

@@ -18,8 +18,6 @@ mod older;
 mod pipelines;
 #[path = "../odd/real/programs.rs"]
 mod programs;
-#[path = "../deciding/random.rs"]
-mod random;
 mod rules_change;
 #[path = "../odd/slow.rs"]
 mod slow;

@@ -19,10 +19,9 @@ use crate::{HTTP, OURS, SOON, Scene, THEIRS, ask};
 
 const EACH: usize = 20;
 
-/// The one child of a process.
-fn child(parent: u32) -> Result<Pid> {
-    let text = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"))?;
-    Ok(Pid::from_raw(text.trim().parse().with_context(|| format!("the children of {parent} are {text:?}"))?))
+/// The agent proper.
+fn worker(scene: &Scene) -> Result<Pid> {
+    Ok(Pid::from_raw(i32::try_from(scene.agent.process().child()?)?))
 }
 
 /// Scene with an agent of two processes.
@@ -34,10 +33,9 @@ pub(crate) async fn scene(name: &str) -> Result<Box<Scene>> {
 
 /// Waits until there is another worker than this one, and requests are answered by the side that each is for. The client has
 /// not been told of another key: the agent's is the same.
-async fn another(scene: &Scene, worker: Pid) -> Result<()> {
-    let parent = scene.agent.process().pid();
+async fn another(scene: &Scene, killed: Pid) -> Result<()> {
     eventually(SOON, "another worker answers each request by the side that it is for", || async {
-        ensure!(child(parent)? != worker, "the worker is still there");
+        ensure!(worker(scene)? != killed, "the worker is still there");
         let mut caller = scene.connect().await?;
         ask(&mut caller, OURS).await?;
         ask(&mut caller, THEIRS).await
@@ -73,18 +71,17 @@ async fn ask_all(callers: &mut [Http1Caller]) -> Result<()> {
 #[ignore = "needs root: cargo xtask test"]
 async fn f06_connections_that_the_agent_has_left_survive_the_death_of_its_worker() -> Result<()> {
     let scene = scene("f06_worker").await?;
-    let parent = scene.agent.process().pid();
     let (mut left, mut about_to_be) = (shifted(&scene).await?, Vec::new());
     ask_all(&mut left).await?;
     ensure!(scene.look().await?.returned == EACH as u64, "{:?}", scene.look().await?);
     about_to_be.extend(shifted(&scene).await?);
 
-    let worker = child(parent)?;
-    kill(worker, Signal::SIGKILL)?;
+    let killed = worker(&scene)?;
+    kill(killed, Signal::SIGKILL)?;
     for callers in [&mut left, &mut about_to_be] {
         ask_all(callers).await.context("right behind the end of the worker")?;
     }
-    another(&scene, worker).await?;
+    another(&scene, killed).await?;
     for callers in [&mut left, &mut about_to_be] {
         ask_all(callers).await.context("with another worker")?;
     }
@@ -98,7 +95,7 @@ async fn f06_a_parent_that_is_killed_takes_its_worker_with_it() -> Result<()> {
     let scene = scene("f06_parent").await?;
     let mut native = scene.connect().await?;
     ask(&mut native, THEIRS).await?;
-    let worker = child(scene.agent.process().pid())?;
+    let worker = worker(&scene)?;
     scene.agent.kill();
     scene.agent.process().exited(SOON).await?;
     eventually(SOON, "the worker has ended", || async {
@@ -120,14 +117,14 @@ async fn f06_a_stop_ends_both_processes_and_at_once_the_connections_that_depend_
     let parent = scene.agent.process().pid();
     // Of a worker that has died, and of the one that runs.
     let mut of_before = shifted(&scene).await?;
-    let worker = child(parent)?;
+    let worker = worker(&scene)?;
     kill(worker, Signal::SIGKILL)?;
     another(&scene, worker).await?;
     let mut of_now = shifted(&scene).await?;
     ask_all(&mut of_before).await?;
     let mut native = scene.connect().await?;
     ask(&mut native, THEIRS).await?;
-    let worker = child(parent)?;
+    let worker = worker(&scene)?;
     let status = scene.agent.terminate().await?;
     ensure!(status.code() == Some(0), "{status}");
     ensure!(kill(worker, None).is_err(), "the worker runs on");
@@ -147,11 +144,11 @@ async fn f06_a_worker_that_dies_again_and_again_ends_its_parent_with_the_status_
     let stage = Stage::new("f06_loop")?;
     let rules = Rule::file(&[stage.header("mine", &[HTTP])]);
     let agent = Agent::builder(&stage.pod).argument("--supervised").start(&rules).await?;
-    let (parent, mut deaths) = (agent.process().pid(), 0);
+    let mut deaths = 0;
     while agent.process().is_running() {
         // There is none during a pause, and at the end.
-        if let Ok(worker) = child(parent) {
-            deaths += usize::from(kill(worker, Signal::SIGKILL).is_ok());
+        if let Ok(worker) = agent.process().child() {
+            deaths += usize::from(kill(Pid::from_raw(i32::try_from(worker)?), Signal::SIGKILL).is_ok());
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -194,7 +191,7 @@ async fn f06_a_parent_is_small() -> Result<()> {
     };
     let _callers = shifted(&scene).await?;
     ensure!(own()? < MOST_KIB, "{} KiB", own()?);
-    let worker = child(scene.agent.process().pid())?;
+    let worker = worker(&scene)?;
     kill(worker, Signal::SIGKILL)?;
     another(&scene, worker).await?;
     ensure!(own()? < MOST_KIB, "{} KiB behind another worker", own()?);

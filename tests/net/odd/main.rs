@@ -6,8 +6,6 @@
 mod memory;
 mod others;
 mod pipelines;
-#[path = "../deciding/random.rs"]
-mod random;
 mod real;
 mod servers;
 mod silence;

@@ -1,6 +1,6 @@
 //! An app that takes its time, and callers that do not wait for it.
 
-use std::{convert::Infallible, net::SocketAddr, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
@@ -8,7 +8,7 @@ use http_body_util::{BodyExt as _, Collected, Full};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use sluice_tests::{
-    Host,
+    Host, peers,
     peers::{
         ANSWERED_BY,
         http1::{Http1Caller, request},
@@ -16,7 +16,7 @@ use sluice_tests::{
     },
     stage::{MATCHING, OTHER},
 };
-use tokio::{io::AsyncWriteExt as _, net::TcpStream, task::JoinSet};
+use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::any;
@@ -45,28 +45,19 @@ impl Ask {
 
 /// A server that takes its time for each request, and sends its body back. It ends when this is dropped.
 pub(crate) fn slow_app(host: &Host, port: u16) -> Result<AbortOnDropHandle<()>> {
-    let listener = host.listen(any(port))?;
-    let name = host.name().to_owned();
-    let task = tokio::spawn(async move {
-        let mut tasks = JoinSet::new();
-        while let Ok((stream, _)) = listener.accept().await {
-            let name = name.clone();
-            let answer = service_fn(move |request| slowly(name.clone(), request));
-            // Where a connection breaks the caller sees it.
-            tasks.spawn(async move {
-                http1::Builder::new().pipeline_flush(true).serve_connection(TokioIo::new(stream), answer).await.ok()
-            });
-        }
-    });
-    Ok(AbortOnDropHandle::new(task))
+    peers::serve(host, any(port), |stream, name| async move {
+        let answer = service_fn(move |request| slowly(Arc::clone(&name), request));
+        http1::Builder::new().pipeline_flush(true).serve_connection(TokioIo::new(stream), answer).await.ok()
+    })
 }
 
-async fn slowly(name: String, request: hyper::Request<Incoming>) -> Result<hyper::Response<Full<Bytes>>, Infallible> {
+async fn slowly(name: Arc<str>, request: hyper::Request<Incoming>) -> Result<hyper::Response<Full<Bytes>>, Infallible> {
     let slowness = request.headers().get(SLOWNESS).and_then(|value| value.to_str().ok()?.parse().ok());
     let target = request.uri().path().to_owned();
     let body = request.into_body().collect().await.map(Collected::to_bytes).unwrap_or_default();
     tokio::time::sleep(Duration::from_millis(slowness.unwrap_or_default())).await;
-    let answer = hyper::Response::builder().header(ANSWERED_BY, name).header("x-target", target).body(Full::new(body));
+    let answer =
+        hyper::Response::builder().header(ANSWERED_BY, &*name).header("x-target", target).body(Full::new(body));
     Ok(answer.unwrap_or_default())
 }
 

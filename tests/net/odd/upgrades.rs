@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use futures_util::{SinkExt as _, StreamExt as _};
 use sluice_tests::{
-    Host, eventually,
+    Host, eventually, peers,
     peers::{
         http1::{Http1Caller, request},
         pattern,
@@ -11,7 +11,7 @@ use sluice_tests::{
     },
     stage::{MATCHING, OTHER},
 };
-use tokio::{net::TcpStream, task::JoinSet};
+use tokio::net::TcpStream;
 use tokio_tungstenite::{
     WebSocketStream, accept_async, client_async,
     tungstenite::{Message, client::IntoClientRequest as _},
@@ -24,17 +24,7 @@ const PORT: u16 = 8082;
 
 /// A WebSocket server that says its name and sends each message back. It ends when this is dropped.
 fn echo(host: &Host) -> Result<AbortOnDropHandle<()>> {
-    let listener = host.listen(any(PORT))?;
-    let name = host.name().to_owned();
-    let task = tokio::spawn(async move {
-        let mut tasks = JoinSet::new();
-        while let Ok((stream, _)) = listener.accept().await {
-            let name = name.clone();
-            // Where a connection breaks the caller sees it.
-            tasks.spawn(async move { serve(stream, &name).await.ok() });
-        }
-    });
-    Ok(AbortOnDropHandle::new(task))
+    peers::serve(host, any(PORT), |stream, name| async move { serve(stream, &name).await.ok() })
 }
 
 async fn serve(stream: TcpStream, name: &str) -> Result<()> {

@@ -9,8 +9,8 @@ use clap::{Parser, Subcommand};
 use sluice_tests::{
     Lab,
     bench::{Case, app, cluster, report::Document, run},
+    signals::{Interrupted, interrupted},
 };
-use tokio::signal::unix::{SignalKind, signal};
 
 /// Measures what Sluice costs: direct, passed through and intercepted, in turn, between namespaces of this machine
 #[derive(Clone, Parser)]
@@ -53,12 +53,6 @@ struct ClusterArguments {
     /// How often each command is measured
     #[arg(long)]
     rounds: Option<usize>,
-}
-
-/// What has ended the benchmark early. By convention the exit status is 128 and the signal's number.
-struct Interrupted {
-    name: &'static str,
-    exit_code: u8,
 }
 
 fn main() -> ExitCode {
@@ -170,20 +164,6 @@ fn measure_cluster(arguments: ClusterArguments) -> Result<Result<cluster::Docume
                 document.judge();
                 Ok(Ok(document))
             }
-        }
-    })
-}
-
-/// Waits for a signal that ends this.
-fn interrupted() -> Result<impl Future<Output = Interrupted>> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    Ok(async move {
-        tokio::select! {
-            _ = interrupt.recv() => Interrupted { name: "SIGINT", exit_code: 130 },
-            _ = terminate.recv() => Interrupted { name: "SIGTERM", exit_code: 143 },
-            _ = hangup.recv() => Interrupted { name: "SIGHUP", exit_code: 129 },
         }
     })
 }

@@ -3,6 +3,8 @@
 //! Strict where it matters to the tests (a message that is not framed beyond doubt is an error) and otherwise simple;
 //! written independently of the agent's own reading of HTTP, which it serves to check.
 
+use std::io;
+
 use anyhow::{Context as _, Result, bail, ensure};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
@@ -51,7 +53,7 @@ impl Buffer {
             searched = self.bytes.len().saturating_sub(3);
             ensure!(self.bytes.len() < MOST_HEAD, "a head of more than {MOST_HEAD} bytes");
             if !self.fill(from).await? {
-                ensure!(self.bytes.is_empty(), "the stream ended inside a head: {:?}", lossy(&self.bytes));
+                ensure!(self.bytes.is_empty(), ended(&format!("inside a head: {:?}", lossy(&self.bytes))));
                 return Ok(None);
             }
         }
@@ -107,13 +109,13 @@ impl Buffer {
             if let Some(at) = find(&self.bytes, b"\r\n") {
                 return Ok(self.take(at + 2));
             }
-            ensure!(self.fill(from).await?, "the stream ended inside a body");
+            ensure!(self.fill(from).await?, ended("inside a body"));
         }
     }
 
     async fn exactly<R: AsyncRead + Unpin>(&mut self, from: &mut R, count: usize) -> Result<Vec<u8>> {
         while self.bytes.len() < count {
-            ensure!(self.fill(from).await?, "the stream ended {} bytes short", count - self.bytes.len());
+            ensure!(self.fill(from).await?, ended(&format!("{} bytes short", count - self.bytes.len())));
         }
         Ok(self.take(count))
     }
@@ -194,6 +196,11 @@ fn parse_headers(block: &[u8]) -> Result<Headers> {
         httparse::Status::Complete((_, headers)) => Ok(collect(headers)),
         httparse::Status::Partial => bail!("incomplete header block {:?}", lossy(block)),
     }
+}
+
+/// Told apart from bytes that are wrong.
+fn ended(place: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, format!("the stream ended {place}"))
 }
 
 fn collect(fields: &[httparse::Header<'_>]) -> Headers {

@@ -33,7 +33,7 @@ struct Way {
 pub(super) struct Seen {
     /// Bytes of the caller and of the app.
     pub(super) bytes: [u32; 2],
-    /// Packets without data that stand one behind, which asks for an acknowledgement.
+    /// Packets that ask for an acknowledgement: without data and one behind, or with the last bytes once more.
     pub(super) probes: usize,
 }
 
@@ -54,8 +54,8 @@ impl View {
         for (number, packet) in self.packets.iter().enumerate() {
             let way = self.way(packet);
             let (own, other) = if way == 0 { (0, 1) } else { (1, 0) };
-            let limit = ways[other].next;
-            let probe = ways[own].follow(packet, limit);
+            let (sent, acked) = (ways[other].next, ways[other].acked);
+            let probe = ways[own].follow(packet, sent, acked);
             let shown = || format!("{}, packet {number}, {}", self.name, self.show(packet));
             probes += usize::from(probe.with_context(shown)?);
         }
@@ -95,8 +95,8 @@ impl View {
 // === impl Way ===
 
 impl Way {
-    /// `sent`: the end of what the other side has sent. Whether it was a probe.
-    fn follow(&mut self, packet: &Packet, sent: u32) -> Result<bool> {
+    /// `sent`: the end of what the other side has sent, `acked`: of what it has acknowledged. Whether it was a probe.
+    fn follow(&mut self, packet: &Packet, sent: u32, acked: Option<u32>) -> Result<bool> {
         ensure!(packet.flags & RST == 0, "a reset");
         if self.first.is_none() {
             ensure!(packet.flags & SYN != 0, "it does not begin with a SYN");
@@ -106,10 +106,18 @@ impl Way {
         let ahead = packet.seq.wrapping_sub(self.next).cast_signed();
         // How a socket without anything to send asks how things are (RFC 9293 §3.8.4).
         let probe = ahead == -1 && packet.length + marks == 0;
+        let end = packet.seq.wrapping_add(packet.length + marks);
+        // Nor is it unusual that the last bytes come again when the other side, on a busy machine, has not acknowledged them
+        // for some milliseconds (RFC 8985 §7).
+        let unanswered = |acked: u32| packet.seq.wrapping_sub(acked).cast_signed() >= 0;
+        let again = packet.length > 0 && end == self.next && acked.is_some_and(unanswered);
+        if ahead < 0 && again {
+            return Ok(true);
+        }
         ensure!(ahead >= 0 || probe, "{} bytes come again", -ahead);
         ensure!(ahead <= 0, "{ahead} bytes are missing before it");
         if !probe {
-            self.next = packet.seq.wrapping_add(packet.length + marks);
+            self.next = end;
         }
         self.bytes += packet.length;
         if packet.flags & ACK != 0 {
@@ -185,6 +193,8 @@ mod tests {
         let seen =
             seen(&[(0, ACK, 10, 71, 0), (1, ACK, 70, 10, 0), (0, ACK | FIN, 10, 71, 5), (1, ACK | FIN, 71, 16, 0)])?;
         assert_eq!((seen.bytes, seen.probes), ([15, 20], 1));
+        let again = self::seen(&[(0, ACK, 10, 71, 5), (0, ACK, 10, 71, 5)])?;
+        assert_eq!((again.bytes, again.probes), ([15, 20], 1));
         Ok(())
     }
 

@@ -7,10 +7,9 @@ use futures_util::future::try_join_all;
 use sluice_tests::{
     Host,
     peers::http1::{Http1Caller, Response, request},
+    random::Random,
     stage::{MATCHING, OTHER},
 };
-
-use crate::random::Random;
 
 /// What is sent in all.
 pub(crate) struct Load {
