@@ -32,6 +32,7 @@ pub mod peers;
 pub mod product;
 pub mod random;
 pub mod signals;
+pub mod soak;
 pub mod stage;
 
 pub use agent::{Agent, AgentBuilder, InsertionStatus, Status};

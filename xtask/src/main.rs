@@ -12,6 +12,7 @@ mod image;
 mod intercept;
 mod lint;
 mod manifests;
+mod soak;
 mod system;
 mod test;
 
@@ -42,6 +43,8 @@ enum Task {
     Fuzz(fuzz::FuzzArgs),
     /// Measure what Sluice costs (needs root).
     Bench(bench::BenchArgs),
+    /// Live insertion under load and losses for an hour, while the agent's worker is killed once a minute (needs root).
+    Soak(soak::SoakArgs),
     /// Start a real Kubernetes on this machine, for tests and for trying, or take it down.
     Cluster(cluster::ClusterArgs),
     /// Intercept a workload: `sluice intercept` from this checkout, with the same arguments.
@@ -70,6 +73,7 @@ fn main() -> ExitCode {
         Task::Manifests(args) => manifests::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),
         Task::Bench(args) => bench::run(&args),
+        Task::Soak(args) => soak::run(args),
         Task::Cluster(args) => cluster::run(args),
         Task::Intercept(args) => intercept::run("intercept", &args),
         Task::Status(args) => intercept::run("status", &args),

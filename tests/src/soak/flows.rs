@@ -1,0 +1,119 @@
+//! What the packet programs keep of each connection, as `bpftool` shows it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context as _, Result};
+use serde::Deserialize;
+
+use crate::{BpfObjects, command, guard};
+
+/// The map's name, and states of a connection, in `sluice-ebpf-common`.
+const NAME: &str = "FLOWS";
+const SPLIT: u32 = 2;
+
+/// All connections that the programs of some processes know.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Flows {
+    /// How many.
+    pub(super) count: usize,
+    /// Ports of callers in whose connections the agent is.
+    pub(super) inserted: BTreeSet<u16>,
+    /// Ports of callers whose connections have shifted numbers, by what the agent has answered in them or will have.
+    pub(super) shifted: BTreeSet<u16>,
+    /// How many of each kind: their state and flags, and whether their numbers are shifted.
+    pub(super) kinds: BTreeMap<String, usize>,
+}
+
+#[derive(Deserialize)]
+struct Map {
+    id: u32,
+    name: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Entry {
+    formatted: Formatted,
+}
+
+#[derive(Deserialize)]
+struct Formatted {
+    key: Key,
+    value: Value,
+}
+
+#[derive(Deserialize)]
+struct Key {
+    caller_port: u16,
+}
+
+#[derive(Deserialize)]
+struct Value {
+    state: u32,
+    flags: u32,
+    din: u32,
+    dout: u32,
+}
+
+// === impl Flows ===
+
+impl Flows {
+    /// Those of a process.
+    pub(super) fn of(pid: u32) -> Result<Self> {
+        Self::within(&BpfObjects::of_process(pid).maps)
+    }
+
+    /// Those that a process has and another one has not.
+    pub(super) fn of_one_only(pid: u32, other: u32) -> Result<Self> {
+        Self::within(&(&BpfObjects::of_process(pid).maps - &BpfObjects::of_process(other).maps))
+    }
+
+    fn within(held: &BTreeSet<u32>) -> Result<Self> {
+        let maps = guard::list::<Map>("map")?.into_iter();
+        let mut flows = Self::default();
+        for map in maps.filter(|map| held.contains(&map.id) && map.name.as_deref() == Some(NAME)) {
+            let text = command::run("bpftool", &["--json", "map", "dump", "id", &map.id.to_string()], "")?;
+            flows.read(&text).with_context(|| format!("reading what `bpftool map dump` printed: {text}"))?;
+        }
+        Ok(flows)
+    }
+
+    fn read(&mut self, text: &str) -> Result<()> {
+        let entries: Vec<Entry> = serde_json::from_str(text)?;
+        self.count += entries.len();
+        for Formatted { key, value: Value { state, flags, din, dout } } in entries.iter().map(|entry| &entry.formatted)
+        {
+            let shifted = if din | dout == 0 { "" } else { ", shifted" };
+            if *state == SPLIT || din | dout != 0 {
+                self.shifted.insert(key.caller_port);
+            }
+            *self.kinds.entry(format!("state {state}, flags {flags:#x}{shifted}")).or_default() += 1;
+        }
+        let inserted = entries.iter().filter(|entry| entry.formatted.value.state == SPLIT);
+        self.inserted.extend(inserted.map(|entry| entry.formatted.key.caller_port));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flows_are_counted_and_inserted_ones_known_by_their_callers_port() {
+        let entry = |port, state| {
+            format!(
+                r#"{{"key":["0x00"],"value":["0x00"],"formatted":{{"key":{{"caller":[0,0,4294901760,16796938],
+                "caller_port":{port},"port":8080}},"value":{{"lock":{{"val":0}},"state":{state},"flags":192,"din":0,"dout":1}}}}}}"#
+            )
+        };
+        let mut flows = Flows::default();
+        flows.read(&format!("[{},{}]", entry(60928, 2), entry(60929, 0))).unwrap();
+        flows.read("[]").unwrap();
+        assert_eq!((flows.count, flows.inserted), (2, BTreeSet::from([60928])));
+        assert_eq!(flows.shifted, BTreeSet::from([60928, 60929]));
+        assert_eq!(
+            flows.kinds.keys().collect::<Vec<_>>(),
+            ["state 0, flags 0xc0, shifted", "state 2, flags 0xc0, shifted"]
+        );
+    }
+}

@@ -1,0 +1,273 @@
+//! The callers: connections that are kept alive, with requests of all sizes and pauses between them. What becomes of each
+//! request goes into a record; what of it may be, is judged later.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::app::TARGET;
+use crate::{
+    Host,
+    peers::http1::{Http1Caller, Response, request},
+    random::Random,
+    stage::{MATCHING, OTHER},
+};
+
+/// Connections at once.
+pub(super) const CALLERS: u64 = 64;
+
+/// One request in so many fits the rule.
+const FITS_ONCE_IN: usize = 50;
+
+/// A request takes no longer, or it hangs.
+pub(super) const LIMIT: Duration = Duration::from_secs(15);
+
+/// Longest pause between two requests of a connection.
+const PAUSE_MS: usize = 80;
+
+/// Most bytes of a body among several that are sent at once: all of them fit on the way, so that nobody waits for a
+/// caller who is still sending.
+const SMALL: usize = 20_000;
+
+/// Everything that happened.
+#[derive(Debug, Default)]
+pub(super) struct Record(Mutex<Events>);
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Events {
+    /// Connections that were opened.
+    pub(super) connections: u64,
+    /// Requests that were answered.
+    pub(super) requests: u64,
+    /// Of them, those that fit the rule and were answered by the laptop.
+    pub(super) taken: u64,
+    /// Connections that ended although nobody had asked them to.
+    pub(super) broken: Vec<Broken>,
+    /// Requests that fit the rule and were answered by the app.
+    pub(super) let_go: Vec<LetGo>,
+    /// What must never be, and when: other bytes, the wrong side, no end.
+    pub(super) wrong: Vec<(Instant, String)>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Broken {
+    /// The caller's port.
+    pub(super) port: u16,
+    pub(super) opened: Instant,
+    pub(super) at: Instant,
+    pub(super) what: String,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LetGo {
+    /// The connection's: see [`Broken`].
+    pub(super) port: u16,
+    pub(super) opened: Instant,
+    /// It was sent before another one was answered.
+    pub(super) pipelined: bool,
+    pub(super) sent: Instant,
+    pub(super) answered: Instant,
+}
+
+/// A request.
+struct Ask {
+    target: String,
+    fits: bool,
+    body: Vec<u8>,
+    chunked: bool,
+}
+
+/// An open connection.
+struct Connection {
+    caller: Http1Caller,
+    port: u16,
+    opened: Instant,
+}
+
+/// Why a caller gave up a connection.
+enum Fault {
+    /// It ended.
+    Ended(anyhow::Error),
+    /// What came is wrong, or nothing came.
+    Wrong(anyhow::Error),
+}
+
+// === impl Record ===
+
+impl Record {
+    /// All so far.
+    pub(super) fn events(&self) -> Events {
+        self.lock().clone()
+    }
+
+    /// Numbers for the progress: requests, those that were taken, broken connections, wrong answers.
+    pub(super) fn counts(&self) -> (u64, u64, usize, usize) {
+        let events = self.lock();
+        (events.requests, events.taken, events.broken.len(), events.wrong.len())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Events> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One of the callers, until it is told to stop; then it closes its connection.
+pub(super) async fn call(number: u64, from: &Host, to: SocketAddr, record: &Record, stop: &CancellationToken) {
+    let mut random = Random::new(number);
+    let mut count = 0;
+    while !stop.is_cancelled() {
+        let Some(mut connection) = open(from, to, record).await else { continue };
+        let mut outcome = Ok(());
+        while outcome.is_ok() && !stop.is_cancelled() && !random.once_in(60) {
+            outcome = some(&mut connection, &mut random, &mut count, number, record).await;
+            let pause = Duration::from_millis(random.below(PAUSE_MS).try_into().unwrap_or_default());
+            tokio::select! {
+                biased;
+                // Cancel-safe: the token stays cancelled.
+                () = stop.cancelled() => {}
+                // Cancel-safe: nobody needs the rest of the pause.
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+        if outcome.is_ok() {
+            outcome = end(&mut connection).await;
+        }
+        let (at, Connection { port, opened, .. }) = (Instant::now(), connection);
+        match outcome {
+            Ok(()) => {}
+            Err(Fault::Ended(error)) => {
+                record.lock().broken.push(Broken { port, opened, at, what: format!("{error:#}") });
+            }
+            Err(Fault::Wrong(error)) => record.lock().wrong.push((at, format!("port {port}: {error:#}"))),
+        }
+    }
+}
+
+async fn open(from: &Host, to: SocketAddr, record: &Record) -> Option<Connection> {
+    let opened = Instant::now();
+    let connected = timeout(LIMIT, from.connect(to)).await.map_err(|_| anyhow!("no connection within {LIMIT:?}"));
+    let connection = connected.flatten().and_then(|stream| {
+        let port = stream.local_addr()?.port();
+        Ok(Connection { caller: Http1Caller::over(stream)?, port, opened })
+    });
+    let mut events = record.lock();
+    match connection {
+        Ok(connection) => {
+            events.connections += 1;
+            Some(connection)
+        }
+        Err(error) => {
+            events.wrong.push((Instant::now(), format!("connecting: {error:#}")));
+            None
+        }
+    }
+}
+
+/// One request or several at once, and their answers.
+async fn some(
+    connection: &mut Connection,
+    random: &mut Random,
+    count: &mut u64,
+    caller: u64,
+    record: &Record,
+) -> Result<(), Fault> {
+    let at_once = if random.once_in(8) { 2 + random.below(3) } else { 1 };
+    let most = if at_once > 1 { SMALL } else { random.pick(&[1, 100, 2_000, 2_000, 20_000, 20_000, 200_000]) };
+    let asks: Vec<_> = (0..at_once)
+        .map(|_| {
+            *count += 1;
+            Ask::new(random, format!("/{caller}/{count}"), most)
+        })
+        .collect();
+    let (sent, port, opened) = (Instant::now(), connection.port, connection.opened);
+    let all: Vec<_> = asks.iter().flat_map(Ask::bytes).collect();
+    let sending = timeout(LIMIT, connection.caller.send(&all)).await;
+    let age = sent - opened;
+    match sending {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => return Err(Fault::Ended(error.context(format!("sending {}", asks[0].target)))),
+        Err(_) => return Err(Fault::Wrong(anyhow!("{}: not sent within {LIMIT:?}", asks[0].target))),
+    }
+    for (number, ask) in asks.iter().enumerate() {
+        let what = || {
+            format!(
+                "{}, fits: {}, chunked: {}, {} bytes, number {number} of {at_once} at once, on a connection of {:?}",
+                ask.target,
+                ask.fits,
+                ask.chunked,
+                ask.body.len(),
+                age
+            )
+        };
+        let answer = match timeout(LIMIT, connection.caller.try_response("POST")).await {
+            Ok(Ok(Some(answer))) => answer,
+            Ok(Ok(None)) => return Err(Fault::Ended(anyhow!("{}: closed instead of an answer", what()))),
+            Ok(Err(error)) if error.is::<io::Error>() => return Err(Fault::Ended(error.context(what()))),
+            Ok(Err(error)) => return Err(Fault::Wrong(error.context(what()))),
+            Err(_) => return Err(Fault::Wrong(anyhow!("{}: no answer within {LIMIT:?}", what()))),
+        };
+        let answered = Instant::now();
+        let by_app = ask.check(&answer).with_context(what).map_err(Fault::Wrong)?;
+        let mut events = record.lock();
+        events.requests += 1;
+        match (ask.fits, by_app) {
+            (true, true) => events.let_go.push(LetGo { port, opened, pipelined: number > 0, sent, answered }),
+            (true, false) => events.taken += 1,
+            (false, _) => {}
+        }
+    }
+    Ok(())
+}
+
+/// An orderly end.
+async fn end(connection: &mut Connection) -> Result<(), Fault> {
+    connection.caller.half_close().await.context("closing").map_err(Fault::Ended)?;
+    match timeout(LIMIT, connection.caller.try_response("GET")).await {
+        Ok(Ok(None)) => Ok(()),
+        Ok(Ok(Some(answer))) => Err(Fault::Wrong(anyhow!("an answer that nobody has asked for: {}", answer.status))),
+        Ok(Err(error)) if error.is::<io::Error>() => Err(Fault::Ended(error.context("closing"))),
+        Ok(Err(error)) => Err(Fault::Wrong(error.context("closing"))),
+        Err(_) => Err(Fault::Wrong(anyhow!("closing: the other side does not within {LIMIT:?}"))),
+    }
+}
+
+// === impl Ask ===
+
+impl Ask {
+    fn new(random: &mut Random, target: String, most: usize) -> Self {
+        let size = if random.once_in(2) { 0 } else { random.below(most) };
+        // What is chunked the kernel cannot decide: the agent is inserted for it.
+        let (fits, chunked) = (random.once_in(FITS_ONCE_IN), size > 0 && random.once_in(20));
+        Self { target, fits, body: random.bytes(size), chunked }
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let header = if self.fits { MATCHING } else { OTHER };
+        if !self.chunked {
+            let method = if self.body.is_empty() { "GET" } else { "POST" };
+            return request(method, &self.target, &[header], &self.body);
+        }
+        let head = request("POST", &self.target, &[header, ("Transfer-Encoding", "chunked")], b"");
+        let size = format!("{:x}\r\n", self.body.len());
+        [&head[..], size.as_bytes(), &self.body, b"\r\n0\r\n\r\n"].concat()
+    }
+
+    /// Whether the app has answered.
+    fn check(&self, answer: &Response) -> Result<bool> {
+        ensure!(answer.status == 200, "status {}", answer.status);
+        ensure!(answer.header(TARGET) == Some(&self.target), "the answer to {:?}", answer.header(TARGET));
+        ensure!(answer.body == self.body, "{} bytes that are not those", answer.body.len());
+        match answer.answered_by() {
+            Some("pod") => Ok(true),
+            Some("laptop") if self.fits => Ok(false),
+            other => Err(anyhow!("answered by {other:?}")),
+        }
+    }
+}
