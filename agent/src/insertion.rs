@@ -31,7 +31,7 @@ use sluice_ebpf_common::insertion::{Flow, State};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::hints::Hints;
-pub use sluice_ebpf_common::insertion::Outcome;
+pub use sluice_ebpf_common::insertion::{CARRY, Outcome};
 
 pub(crate) use self::programs::WITH_LOCK;
 pub use self::programs::{FlowCounters, Programs, ProgramsError, Scanned};

@@ -39,8 +39,8 @@ pub const FLOWS_MAX: u32 = 65_536;
 pub const LOCALS_MAX: u32 = 1024;
 /// Most header names and values of all rules together.
 pub const NAMES_MAX: u32 = 16_384;
-/// Bytes of the ring buffer.
-pub const EVENTS_BYTES: u32 = 4 << 20;
+/// Bytes of the ring buffer: two held windows of the longest kind. It is mapped twice into the agent.
+pub const EVENTS_BYTES: u32 = 512 << 10;
 
 /// Name of a number in the object that the agent sets before it loads it: bits of [`GENERATION_BITS`], different for each
 /// agent. Programs of an agent that has died may be there still, and must not take the marks of another's for theirs.

@@ -285,6 +285,8 @@ const WINDOWS: u32 = 64;
 #[repr(C)]
 pub(crate) struct Reading {
     offset: u32,
+    /// Bytes of the window before the packet's.
+    ahead: u32,
     begun: u32,
     verdict: Verdict,
 }
@@ -303,12 +305,13 @@ struct Step {
 extern "C" fn window(_index: u64, step: *mut Step) -> u64 {
     // SAFETY: `scanned` gave them, and only one step runs at a time.
     let (step, scratch, packet) = unsafe { (&*step, &mut *(*step).scratch, &*(*step).packet) };
-    let offset = scratch.reading.offset;
-    let Some(len) = packet.load(scratch, offset) else {
+    let Reading { offset, ahead, .. } = scratch.reading;
+    let loaded = if ahead == 0 { packet.load(scratch, offset) } else { packet.load_behind_carry(scratch, offset) };
+    let Some(len) = loaded else {
         scratch.reading.verdict = Verdict::Undecided;
         return 1;
     };
-    let total = packet.len - offset;
+    let (len, total) = (len + ahead, packet.len - offset + ahead);
     let verdict = if scratch.reading.begun == 0 {
         scratch.reading.begun = 1;
         scan::answers(scratch, step.heads, step.resumed, len, total)
@@ -319,7 +322,8 @@ extern "C" fn window(_index: u64, step: *mut Step) -> u64 {
     if verdict != Verdict::More {
         return 1;
     }
-    scratch.reading.offset = offset + scratch.scan.next;
+    scratch.reading.offset = offset + scratch.scan.next - ahead;
+    scratch.reading.ahead = 0;
     0
 }
 
@@ -334,15 +338,19 @@ fn scanned(packet: &Packet, flow: &mut Flow, scratch: &mut Scratch, offset: u32)
         answer if answer == Answer::Chunks as u32 => (scan::CHUNKS, 0),
         _ => (0, 0),
     };
-    scratch.reading = Reading { offset, begun: 0, verdict: Verdict::Running };
+    let ahead = if scan::carried(resumed.0) == 0 { 0 } else { abi::CARRY as u32 };
+    if ahead != 0 {
+        scan::put_carry(scratch, &flow.carry);
+    }
+    scratch.reading = Reading { offset, ahead, begun: 0, verdict: Verdict::Running };
     let mut step = Step { scratch, packet, heads: flow.heads, resumed };
     // Most answers have one.
     if window(0, &raw mut step) == 0 {
         // SAFETY: the callback has the signature that the kernel calls, and its context outlives the loop.
         unsafe { bpf_loop(WINDOWS, window as *mut _, (&raw mut step).cast(), 0) };
     }
-    let Reading { offset, verdict, .. } = scratch.reading;
-    let (found, unknown, next) = (scratch.scan.found, scratch.scan.unknown, scratch.scan.next);
+    let Reading { offset, ahead, verdict, .. } = scratch.reading;
+    let (found, unknown, next) = (scratch.scan.found, scratch.scan.unknown, scratch.scan.next.wrapping_sub(ahead));
     let (head, length) = scan::answer_head(&scratch.scan);
     let last = scratch.scan.last;
     let lost = unknown != 0 || (verdict != Verdict::Clean && verdict != Verdict::Lines && verdict != Verdict::Chunks);
@@ -366,6 +374,7 @@ fn scanned(packet: &Packet, flow: &mut Flow, scratch: &mut Scratch, offset: u32)
             flow.answer = Answer::Head as u32;
             flow.answer_head = head;
             flow.answer_end = length;
+            scan::get_carry(scratch, &mut flow.carry);
         } else if verdict == Verdict::Chunks {
             flow.answer = Answer::Chunks as u32;
             flow.answer_end = begin.wrapping_add(next);

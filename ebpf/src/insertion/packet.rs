@@ -9,7 +9,10 @@ use aya_ebpf::{
         bpf_l4_csum_replace, bpf_loop, bpf_redirect, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
     },
 };
-use sluice_ebpf_common::{self as common, AddressWords, insertion::WINDOW};
+use sluice_ebpf_common::{
+    self as common, AddressWords,
+    insertion::{CARRY, WINDOW},
+};
 
 use super::maps::{Scratch, bounded, of_generation};
 
@@ -286,6 +289,23 @@ impl Packet {
         let from = self.l4 + self.header + offset;
         // SAFETY: the window has room for `wanted` bytes.
         let result = unsafe { bpf_skb_load_bytes(self.skb.cast(), from, scratch.bytes.as_mut_ptr().cast(), wanted) };
+        if result == 0 { Some(wanted) } else { None }
+    }
+
+    /// The same, with [`CARRY`] bytes of room before them, and no more than half a window.
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "a helper of the kernel")]
+    pub(crate) fn load_behind_carry(&self, scratch: &mut Scratch, offset: u32) -> Option<u32> {
+        if offset >= self.len {
+            return None;
+        }
+        let wanted = bounded(self.len - offset, WINDOW as u32 / 2);
+        let from = self.l4 + self.header + offset;
+        // SAFETY: the window has room for `wanted` bytes from there.
+        let result = unsafe {
+            let to = scratch.bytes.as_mut_ptr().add(CARRY);
+            bpf_skb_load_bytes(self.skb.cast(), from, to.cast(), wanted)
+        };
         if result == 0 { Some(wanted) } else { None }
     }
 

@@ -10,14 +10,14 @@
 use aya_ebpf::helpers::generated::bpf_loop;
 use sluice_ebpf_common::{
     self as common,
-    insertion::{self as abi, Local, WINDOW},
+    insertion::{self as abi, CARRY, Local, WINDOW},
 };
 
 use self::{
     answer::{begin_size, beyond, end_of_whole, feed, size, status},
     lines::{exact, length, name, token, value},
     request::{method, target},
-    words::pair,
+    words::{pair, word},
 };
 use super::maps::Scratch;
 
@@ -131,6 +131,8 @@ pub(crate) struct Scan {
     /// In: a request that may fit is one that is copied, and is read on. Out, in `fits`: there was one.
     copies: u32,
     pub(crate) fits: u32,
+    /// Bytes at the end of the packet that are the beginning of a line.
+    carried: u32,
     verdict: u32,
 }
 
@@ -151,7 +153,7 @@ pub(crate) fn requests(scratch: &mut Scratch, local: &Local, len: u32, total: u3
     scan.port = local.port as u32;
     scan.copies = (local.active == abi::ACTIVE_COPY) as u32;
     begin(scan);
-    run(scratch, len, total)
+    run(scratch, 0, len, total)
 }
 
 /// As [`requests`], for answers to requests of which those in the bits of `heads` are `HEAD`. `resumed`: what
@@ -170,12 +172,43 @@ pub(crate) fn answers(
     scan.mode = at::STATUS;
     scan.bitmap = FRAMING;
     begin(scan);
+    let mut pos = 0;
     if resumed == CHUNKS {
         begin_size(scan);
     } else if resumed != 0 {
         answer::resume(scan, resumed, length);
+        let carried = carried(resumed);
+        if carried != 0 {
+            pos = CARRY as u32 - carried;
+        }
     }
-    run(scratch, len, total)
+    run(scratch, pos, len, total)
+}
+
+/// How many bytes of a line that began in the packet before belong before the next packet's: at the end of the first
+/// [`CARRY`] bytes of the window, where there are any. From what [`answer_head`] says.
+#[inline(always)]
+pub(crate) fn carried(resumed: u32) -> u32 {
+    if resumed == CHUNKS { 0 } else { answer::carried(resumed) }
+}
+
+/// The last bytes of the window. Word by word, as the stack has no room for them.
+#[inline(always)]
+pub(crate) fn get_carry(scratch: &Scratch, carry: &mut [u64; CARRY / 8]) {
+    let from = scratch.scan.len.wrapping_sub(CARRY as u32);
+    for (n, kept) in carry.iter_mut().enumerate() {
+        *kept = word(scratch, from.wrapping_add(n as u32 * 8));
+    }
+}
+
+/// Puts them before those of the next packet.
+#[inline(always)]
+#[expect(unsafe_code, reason = "words of a buffer of bytes")]
+pub(crate) fn put_carry(scratch: &mut Scratch, carry: &[u64; CARRY / 8]) {
+    for (n, word) in carry.iter().enumerate() {
+        // SAFETY: the window has more bytes than that.
+        unsafe { scratch.bytes.as_mut_ptr().cast::<u64>().add(n).write_unaligned(*word) };
+    }
 }
 
 /// In place of what [`answer_head`] says: a chunk of an answer begins.
@@ -184,25 +217,31 @@ pub(crate) const CHUNKS: u32 = u32::MAX;
 /// Goes on in the next `len` bytes of a packet that has `total` from there on, after [`Verdict::More`].
 #[inline(always)]
 pub(crate) fn more(scratch: &mut Scratch, len: u32, total: u32) -> Verdict {
-    read(scratch, len, total)
+    read(scratch, 0, len, total)
 }
 
 #[inline(always)]
-fn run(scratch: &mut Scratch, len: u32, total: u32) -> Verdict {
+fn run(scratch: &mut Scratch, pos: u32, len: u32, total: u32) -> Verdict {
     let scan = &mut scratch.scan;
     scan.fits = 0;
     scan.found = 0;
     scan.last = 0;
     scan.unknown = 0;
-    read(scratch, len, total)
+    read(scratch, pos, len, total)
 }
 
 #[inline(always)]
-#[expect(unsafe_code, reason = "a helper of the kernel")]
-fn read(scratch: &mut Scratch, len: u32, total: u32) -> Verdict {
+#[expect(unsafe_code, reason = "a helper of the kernel, and a word of a buffer of bytes")]
+fn read(scratch: &mut Scratch, pos: u32, len: u32, total: u32) -> Verdict {
+    // What an earlier packet has left behind the end must not complete what is here: nothing goes on with a NUL.
+    if len <= WINDOW as u32 {
+        // SAFETY: there is room for a word behind the window.
+        unsafe { scratch.bytes.as_mut_ptr().add(len as usize).cast::<u64>().write_unaligned(0) };
+    }
     let scan = &mut scratch.scan;
-    scan.pos = 0;
-    scan.line = 0;
+    scan.pos = pos;
+    scan.line = pos;
+    scan.carried = 0;
     scan.len = len;
     scan.total = total;
     scan.next = 0;
@@ -216,7 +255,7 @@ fn read(scratch: &mut Scratch, len: u32, total: u32) -> Verdict {
         4 => Verdict::Lines,
         5 => Verdict::Chunks,
         6 => Verdict::More,
-        _ => Verdict::Undecided,
+        _ => answer::carry(scratch),
     }
 }
 

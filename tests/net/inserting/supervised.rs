@@ -20,7 +20,7 @@ use crate::{HTTP, OURS, SOON, Scene, THEIRS, ask};
 const EACH: usize = 20;
 
 /// The agent proper.
-fn worker(scene: &Scene) -> Result<Pid> {
+fn worker_of(scene: &Scene) -> Result<Pid> {
     Ok(Pid::from_raw(i32::try_from(scene.agent.process().child()?)?))
 }
 
@@ -35,7 +35,7 @@ pub(crate) async fn scene(name: &str) -> Result<Box<Scene>> {
 /// not been told of another key: the agent's is the same.
 async fn another(scene: &Scene, killed: Pid) -> Result<()> {
     eventually(SOON, "another worker answers each request by the side that it is for", || async {
-        ensure!(worker(scene)? != killed, "the worker is still there");
+        ensure!(worker_of(scene)? != killed, "the worker is still there");
         let mut caller = scene.connect().await?;
         ask(&mut caller, OURS).await?;
         ask(&mut caller, THEIRS).await
@@ -76,7 +76,7 @@ async fn f06_connections_that_the_agent_has_left_survive_the_death_of_its_worker
     ensure!(scene.look().await?.returned == EACH as u64, "{:?}", scene.look().await?);
     about_to_be.extend(shifted(&scene).await?);
 
-    let killed = worker(&scene)?;
+    let killed = worker_of(&scene)?;
     kill(killed, Signal::SIGKILL)?;
     for callers in [&mut left, &mut about_to_be] {
         ask_all(callers).await.context("right behind the end of the worker")?;
@@ -95,7 +95,7 @@ async fn f06_a_parent_that_is_killed_takes_its_worker_with_it() -> Result<()> {
     let scene = scene("f06_parent").await?;
     let mut native = scene.connect().await?;
     ask(&mut native, THEIRS).await?;
-    let worker = worker(&scene)?;
+    let worker = worker_of(&scene)?;
     scene.agent.kill();
     scene.agent.process().exited(SOON).await?;
     eventually(SOON, "the worker has ended", || async {
@@ -114,17 +114,16 @@ async fn f06_a_parent_that_is_killed_takes_its_worker_with_it() -> Result<()> {
 #[ignore = "needs root: cargo xtask test"]
 async fn f06_a_stop_ends_both_processes_and_at_once_the_connections_that_depend_on_them() -> Result<()> {
     let scene = scene("f06_stop").await?;
-    let parent = scene.agent.process().pid();
     // Of a worker that has died, and of the one that runs.
     let mut of_before = shifted(&scene).await?;
-    let worker = worker(&scene)?;
+    let worker = worker_of(&scene)?;
     kill(worker, Signal::SIGKILL)?;
     another(&scene, worker).await?;
     let mut of_now = shifted(&scene).await?;
     ask_all(&mut of_before).await?;
     let mut native = scene.connect().await?;
     ask(&mut native, THEIRS).await?;
-    let worker = worker(&scene)?;
+    let worker = worker_of(&scene)?;
     let status = scene.agent.terminate().await?;
     ensure!(status.code() == Some(0), "{status}");
     ensure!(kill(worker, None).is_err(), "the worker runs on");
@@ -191,7 +190,7 @@ async fn f06_a_parent_is_small() -> Result<()> {
     };
     let _callers = shifted(&scene).await?;
     ensure!(own()? < MOST_KIB, "{} KiB", own()?);
-    let worker = worker(&scene)?;
+    let worker = worker_of(&scene)?;
     kill(worker, Signal::SIGKILL)?;
     another(&scene, worker).await?;
     ensure!(own()? < MOST_KIB, "{} KiB behind another worker", own()?);

@@ -118,7 +118,12 @@ pub struct Flow {
     pub armed_clock: u32,
     /// The caller's latest timestamp value while the flow is held.
     pub held_time: u32,
+    /// The beginning of a line that goes on in the app's next packet: the last bytes of it that were seen.
+    pub carry: [u64; CARRY / 8],
 }
+
+/// Longest beginning of a line that is kept from one packet to the next, in bytes.
+pub const CARRY: usize = 64;
 
 /// In place of [`Flow::armed_clock`]: timestamps stay what they are.
 pub const UNTIMED: u32 = u32::MAX;
@@ -189,6 +194,7 @@ impl Flow {
             armed_time_out: 0,
             armed_clock: UNTIMED,
             held_time: 0,
+            carry: [0; CARRY / 8],
         }
     }
 
@@ -225,4 +231,4 @@ impl FlowKey {
 }
 
 const _: () = assert!(size_of::<FlowKey>() == 36 && align_of::<FlowKey>() == 4);
-const _: () = assert!(size_of::<Flow>() == 120 && align_of::<Flow>() == 8);
+const _: () = assert!(size_of::<Flow>() == 184 && align_of::<Flow>() == 8);

@@ -3,9 +3,11 @@
 use super::{
     CRLF, MASK, MAX_LENGTH, Scan, Verdict, at, begin,
     lines::line,
-    words::{pair, word},
+    words::{first, line_feed, pair, word},
 };
 use crate::maps::Scratch;
+
+use sluice_ebpf_common::insertion::CARRY;
 
 /// `HTTP/1.1 200 reason`.
 #[inline(always)]
@@ -87,6 +89,7 @@ pub(super) fn begin_answer(scan: &mut Scan, next: u32) -> Verdict {
         return Verdict::Clean;
     }
     scan.pos = next;
+    scan.line = next;
     scan.mode = at::STATUS;
     begin(scan);
     Verdict::Running
@@ -211,6 +214,8 @@ const SIZED: u32 = 1 << 22;
 const TRAILER: u32 = 1 << 23;
 /// Never 0, and never [`super::CHUNKS`].
 const KEPT: u32 = 1 << 24;
+/// At most [`CARRY`].
+const CARRIED: u32 = 25;
 
 /// What is known of an answer that goes on in another packet, and the length in it.
 #[inline(always)]
@@ -223,8 +228,48 @@ pub(crate) fn answer_head(scan: &Scan) -> (u32, u32) {
         | KEPT;
     // Of the digits of a size only how many there are matters, and no more than 15 are read.
     let text = if scan.mode == at::SIZE { scan.text & 15 } else { 0 };
-    let kept = flags | scan.cr << CARRIAGE | text << TEXT | (scan.mode & 15) << MODE | scan.status & 1023;
+    let kept = flags
+        | scan.carried << CARRIED
+        | scan.cr << CARRIAGE
+        | text << TEXT
+        | (scan.mode & 15) << MODE
+        | scan.status & 1023;
     (kept, scan.length as u32)
+}
+
+/// See [`super::carried`].
+#[inline(always)]
+pub(super) fn carried(kept: u32) -> u32 {
+    let carried = kept >> CARRIED;
+    if carried > CARRY as u32 { 0 } else { carried }
+}
+
+/// Behind a scan that has stopped: if that was within a line of which the rest is in another packet, and which began not
+/// long before this one's end, the whole line can be read then.
+#[inline(always)]
+pub(super) fn carry(scratch: &mut Scratch) -> Verdict {
+    let Scan { answers, line, len, total, mode, sized, status, trailer, .. } = scratch.scan;
+    let length = len.wrapping_sub(line);
+    let of_chunk = mode == at::SIZE || sized != 0;
+    if answers == 0 || of_chunk || len != total || length == 0 || length > CARRY as u32 {
+        return Verdict::Undecided;
+    }
+    let mut ended = 0;
+    for n in 0..CARRY as u32 / 8 {
+        let at = line + n * 8;
+        // Bytes behind the end may be anything.
+        let marks = line_feed(word(scratch, at));
+        if marks != 0 && at + first(marks) < len {
+            ended = 1;
+        }
+    }
+    if ended != 0 {
+        return Verdict::Undecided;
+    }
+    scratch.scan.mode = if status == 0 && trailer == 0 { at::STATUS } else { at::LINE };
+    scratch.scan.cr = 0;
+    scratch.scan.carried = length;
+    Verdict::Lines
 }
 
 /// Goes on with what [`answer_head`] has kept.

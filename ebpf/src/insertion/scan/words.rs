@@ -38,6 +38,13 @@ pub(super) const fn first(marks: u64) -> u32 {
     ((below & ONES).wrapping_mul(ONES) >> 56) as u32 - 1
 }
 
+/// Marks the first line feed; what is behind it may be marked or not.
+#[inline(always)]
+pub(super) const fn line_feed(word: u64) -> u64 {
+    let zero = word ^ (b'\n' as u64 * ONES);
+    zero.wrapping_sub(ONES) & !zero & HIGH
+}
+
 /// Marks what may not stand in a value: control characters and DEL, the first of them for certain; what is behind it may
 /// be marked or not. Bytes from 0x80 on may stand there.
 #[inline(always)]
