@@ -95,7 +95,7 @@ pub async fn run(config: Config, supervisor: Option<Supervisor>) -> anyhow::Resu
     let (mut source, first_rules) = match &config.rules {
         Some(path) => {
             let (file, rules) = RulesFile::open(path).map_err(StartError::Rules)?;
-            (Source::File(Box::new(file)), rules)
+            (Source::File { file: Box::new(file), read: None }, rules)
         }
         None => {
             let exempt: Vec<_> =

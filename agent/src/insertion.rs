@@ -75,6 +75,8 @@ pub(crate) struct Insertion {
     connections: TaskTracker,
     cut: CancellationToken,
     programs: Mutex<Option<SharedPrograms>>,
+    /// Held while they are being loaded, which takes the verifier half a second: nobody who only looks has to wait.
+    loading: Mutex<()>,
     /// Why it does not work here.
     unusable: Mutex<Option<String>>,
 }
@@ -115,18 +117,19 @@ impl Insertion {
             connections,
             cut,
             programs: Mutex::default(),
+            loading: Mutex::default(),
             unusable: Mutex::default(),
         }
     }
 
-    /// Loads the programs, unless they are.
+    /// Loads the programs, unless they are. Blocks for as long as that takes; on any thread of the runtime.
     ///
     /// # Errors
     /// When the kernel or the privileges do not allow it.
     pub(crate) fn load(&self) -> Result<SharedPrograms, ProgramsError> {
-        let mut held = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(programs) = &*held {
-            return Ok(programs.clone());
+        let _loading = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(programs) = self.loaded() {
+            return Ok(programs);
         }
         let supervisor = self.supervisor.lock().unwrap_or_else(PoisonError::into_inner).take();
         let mut programs = Programs::load(&self.listeners, supervisor)?;
@@ -137,10 +140,12 @@ impl Insertion {
             let run = inserter::run(events, programs.clone(), shared, connections, self.cut.clone());
             self.services.spawn(self.cut.clone().run_until_cancelled_owned(run));
         }
-        Ok(held.insert(programs).clone())
+        *self.programs.lock().unwrap_or_else(PoisonError::into_inner) = Some(programs.clone());
+        Ok(programs)
     }
 
-    /// Whether insertion works here, or why it does not.
+    /// Whether insertion works here, or why it does not. Blocks as [`Insertion::load`] does; what has failed to load is not
+    /// tried again.
     pub(crate) fn available(&self) -> Result<(), String> {
         if let Some(why) = &*self.unusable.lock().unwrap_or_else(PoisonError::into_inner) {
             return Err(why.clone());
@@ -151,7 +156,10 @@ impl Insertion {
             return Err(format!("{TCP_LOOSE} is 0: firewall rules would drop what the agent is inserted into"));
         }
         repair::supported().map_err(|error| format!("TCP_REPAIR is refused: {error}"))?;
-        self.load().map(drop).map_err(|error| Chain(&error).to_string())
+        self.load().map(drop).map_err(|error| {
+            self.give_up(&error);
+            Chain(&error).to_string()
+        })
     }
 
     /// It has been tried, and does not work here.

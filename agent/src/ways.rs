@@ -3,7 +3,7 @@
 //! Owns the choice, which follows from the rules of a port and from what works in this pod, and the words for it. Runs
 //! whenever rules come into force. It steers nothing, and does not find out itself what works.
 
-use std::collections::BTreeMap;
+use std::{cell::LazyCell, collections::BTreeMap};
 
 pub(crate) use sluice_protocol::control::Way;
 use sluice_protocol::{
@@ -53,15 +53,17 @@ pub(crate) fn choose(
 pub(crate) fn of_ports(
     rules: &[Intercept],
     auto: config::Steering,
-    available: impl Fn() -> Result<(), String>,
+    available: impl FnOnce() -> Result<(), String>,
 ) -> (Vec<PortWay>, BTreeMap<u16, Hints>) {
     let mut ports = BTreeMap::<u16, Vec<&Intercept>>::new();
     for rule in rules {
         rule.ports.iter().for_each(|port| ports.entry(port.port.get()).or_default().push(rule));
     }
     let (mut ways, mut inserted) = (Vec::new(), BTreeMap::new());
+    // Once for all ports: what does not work may take long to fail.
+    let available = LazyCell::new(available);
     for (port, rules) in ports {
-        let (Chosen { way, why }, hints) = choose(&rules, auto, &available);
+        let (Chosen { way, why }, hints) = choose(&rules, auto, || available.clone());
         ways.push(PortWay { port, way, why });
         inserted.extend(hints.map(|hints| (port, hints)));
     }
@@ -151,6 +153,22 @@ mod tests {
             let unavailable = Err("no CAP_BPF".to_owned());
             assert_eq!(chosen(rules, &unavailable), (Way::Lookup, Some(fails.to_owned())), "{rules:?}");
         }
+    }
+
+    #[test]
+    fn what_works_is_tried_once_for_all_ports_and_not_where_none_asks() {
+        let tried = std::cell::Cell::new(0);
+        let ways = |rules: &[Intercept]| {
+            of_ports(rules, config::Steering::Auto, || {
+                tried.set(tried.get() + 1);
+                Err("no CAP_BPF".to_owned())
+            })
+        };
+        ways(&rules(&[("{port: 80}", ""), ("{port: 81}", "match: {method: GET}")]));
+        assert_eq!(tried.get(), 0);
+        let (told, inserted) = ways(&rules(&[("{port: 80}, {port: 81}", ADAM), ("{port: 82}", ADAM)]));
+        assert!(told.iter().all(|port| port.why.as_deref() == Some("no CAP_BPF")) && inserted.is_empty());
+        assert_eq!(tried.get(), 1);
     }
 
     #[test]

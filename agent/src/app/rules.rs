@@ -13,7 +13,7 @@ use std::{
 use sluice_protocol::{
     control::{Assignment, Held, Report},
     key::KeyHash,
-    rules::{RuleFile, matcher::RuleSet},
+    rules::{Intercept, RuleFile, matcher::RuleSet},
 };
 use tokio::sync::watch;
 
@@ -49,7 +49,11 @@ pub(super) struct Rules {
 
 /// Where rules come from.
 pub(super) enum Source {
-    File(Box<RulesFile>),
+    File {
+        file: Box<RulesFile>,
+        /// What has been read and is not in force yet.
+        read: Option<RuleFile>,
+    },
     Controller {
         /// controller --rules--> here; only the newest count
         rules_rx: watch::Receiver<Option<Assignment>>,
@@ -60,18 +64,31 @@ pub(super) enum Source {
 // === impl Source ===
 
 impl Source {
-    /// Waits for new rules and brings them into force. Cancel safe, as nothing is waited for behind the change.
+    /// Waits for new rules and brings them into force. Cancel safe: what has come is kept until it is in force, or refused.
     pub(super) async fn follow(&mut self, rules: &Rules) {
         match self {
-            Self::File(file) => {
-                let changed = file.changed().await.map_err(anyhow::Error::from);
-                rules.take(changed.and_then(|file| rules.apply(&file)));
+            Self::File { file, read } => {
+                let changed = match read {
+                    Some(read) => read,
+                    None => match file.changed().await {
+                        Ok(changed) => read.insert(changed),
+                        Err(error) => return rules.take(Err(error.into())),
+                    },
+                };
+                rules.prepare(&changed.intercepts).await;
+                if let Some(changed) = read.take() {
+                    rules.take(rules.apply(&changed));
+                }
             }
             Self::Controller { rules_rx, exempt } => {
                 if rules_rx.changed().await.is_err() {
                     // The conversation is over, which it is at the end only.
                     std::future::pending::<()>().await;
                 }
+                // Still new if this is cancelled meanwhile. Those that come then are newer, and come into force instead.
+                rules_rx.mark_changed();
+                let intercepts = intercepts(rules_rx.borrow().as_ref());
+                rules.prepare(&intercepts).await;
                 let Some(assignment) = rules_rx.borrow_and_update().clone() else { return };
                 rules.take(rules.assign(assignment, exempt));
                 rules.ready.store(true, Ordering::Relaxed);
@@ -94,9 +111,24 @@ impl Rules {
         }
     }
 
+    /// Does beforehand, on another thread, what takes long of bringing these rules into force: loading the packet programs.
+    /// This thread goes on meanwhile, or clients would think that the agent cannot be reached.
+    async fn prepare(&self, intercepts: &[Intercept]) {
+        let mut wanted = false;
+        ways::of_ports(intercepts, self.steering, || {
+            wanted = true;
+            Ok(())
+        });
+        if wanted && self.insertion.loaded().is_none() {
+            let insertion = self.insertion.clone();
+            // Whether it works is asked again by `apply`, and known by then.
+            let _ = tokio::task::spawn_blocking(move || insertion.available()).await;
+        }
+    }
+
     /// Brings what the controller says into force.
     fn assign(&self, assignment: Assignment, exempt: &[ipnet::IpNet]) -> anyhow::Result<()> {
-        let intercepts = assignment.intercepts.iter().map(|assigned| assigned.rule.clone()).collect();
+        let intercepts = intercepts(Some(&assignment));
         self.apply(&RuleFile { intercepts, exempt: exempt.to_vec() })?;
         *lock(&self.assigned) = assignment;
         Ok(())
@@ -191,4 +223,8 @@ impl Rules {
         );
         Ok(())
     }
+}
+
+fn intercepts(assignment: Option<&Assignment>) -> Vec<Intercept> {
+    assignment.into_iter().flat_map(|assignment| &assignment.intercepts).map(|assigned| assigned.rule.clone()).collect()
 }
