@@ -250,7 +250,7 @@ fn check_answers(text: &[u8], owed: u32, [next, found, _, flags]: [u32; 4]) -> R
                 if !chunked.is_done() {
                     // It goes on where the parser can be told to go on.
                     let left = u64::from(next).wrapping_sub(text.len() as u64);
-                    return if flags & 4 != 0 && whole == found && chunked == Body::before_chunk(left) {
+                    return if flags & 4 != 0 && whole == found && chunked == Body::within_chunk(left) {
                         Ok(())
                     } else {
                         Err(format!("chunks from {at} go on"))
@@ -282,7 +282,7 @@ fn scan(programs: &Programs, random: &mut Random, port: u16, text: &[u8], owed: 
 /// As [`Programs::scan`], for answers in packets that begin and end at `cuts`; the program at the devices' egress does it like
 /// that.
 fn pieces(programs: &Programs, text: &[u8], owed: u32, cuts: &[usize]) -> (Outcome, [u32; 4]) {
-    /// For a chunk that begins: `CHUNKS` of the program.
+    /// Behind a chunk's data: `CHUNKS` of the program.
     const CHUNKS: u32 = u32::MAX;
     let (mut kept, mut at, mut whole, mut last) = ([0; 2], 0_usize, 0, 0);
     let (mut running, mut outcome, mut flags) = (false, Outcome::Undecided, 0);

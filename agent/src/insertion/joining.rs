@@ -198,7 +198,7 @@ fn position(flow: &Flow) -> Option<Position> {
     } else if flow.answer == Answer::Length as u32 {
         running = Some(Body::Length(u64::from(flow.answer_end.wrapping_sub(flow.sent_end))));
     } else if flow.answer == Answer::Chunks as u32 {
-        running = Some(Body::before_chunk(u64::from(flow.answer_end.wrapping_sub(flow.sent_end))));
+        running = Some(Body::within_chunk(u64::from(flow.answer_end.wrapping_sub(flow.sent_end))));
     }
     let behind = flow.next_head.wrapping_sub(flow.held_from);
     Some(Position {

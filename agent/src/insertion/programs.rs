@@ -326,7 +326,7 @@ impl Programs {
     /// Runs the kernel's scanner on text, as it would look at the data of a packet to `port`, or from it: for tests of its
     /// agreement with the parser. Of what is returned with [`Outcome::Done`], the numbers are where the next message begins, how
     /// many were found, which of the requests are `HEAD`, and bits: 1 for a message that says it is the last, 2 for an answer
-    /// that only the connection's end ends, 4 for a chunked one of which the next chunk begins there,
+    /// that only the connection's end ends, 4 for a chunked one of which a chunk's data ends there,
     /// 8 for a request that may fit a wiretap. With [`Outcome::More`]
     /// the first two are what an answer goes on with in the next packet, and the third is how many have ended before.
     ///

@@ -14,7 +14,7 @@ use sluice_ebpf_common::{
 };
 
 use self::{
-    answer::{begin_size, beyond, end_of_whole, feed, size, status},
+    answer::{beyond, end_of_whole, feed, size, status},
     lines::{exact, length, name, token, value},
     request::{method, target},
     words::{pair, word},
@@ -66,7 +66,7 @@ pub(crate) enum Verdict {
     NotHttp = 3,
     /// The bytes end with a line of an answer's head.
     Lines = 4,
-    /// The bytes end in a chunked answer; [`Scan::next`] is where its next chunk begins.
+    /// The bytes end in a chunk of an answer; [`Scan::next`] is where its data ends.
     Chunks = 5,
     /// It goes on behind the window, at [`Scan::next`].
     More = 6,
@@ -86,6 +86,8 @@ mod at {
     pub(super) const TOKEN: u32 = 10;
     /// Behind a carriage return that ended the packet before.
     pub(super) const FEED: u32 = 11;
+    /// Behind the data of a chunk.
+    pub(super) const DATA_END: u32 = 12;
 }
 
 /// State of a scan, in and out.
@@ -116,7 +118,7 @@ pub(crate) struct Scan {
     sized: u32,
     /// The lines are trailers.
     trailer: u32,
-    /// The last byte was a carriage return, of a blank line where it is 2.
+    /// The last byte was a carriage return, of a blank line where it is 2, behind a chunk's data where it is 3.
     cr: u32,
     /// For answers, in: which of the owed ones are for `HEAD`. For requests, out: which are `HEAD`.
     pub(crate) heads: u32,
@@ -174,7 +176,7 @@ pub(crate) fn answers(
     begin(scan);
     let mut pos = 0;
     if resumed == CHUNKS {
-        begin_size(scan);
+        scan.mode = at::DATA_END;
     } else if resumed != 0 {
         answer::resume(scan, resumed, length);
         let carried = carried(resumed);
@@ -211,7 +213,7 @@ pub(crate) fn put_carry(scratch: &mut Scratch, carry: &[u64; CARRY / 8]) {
     }
 }
 
-/// In place of what [`answer_head`] says: a chunk of an answer begins.
+/// In place of what [`answer_head`] says: the data of a chunk has ended.
 pub(crate) const CHUNKS: u32 = u32::MAX;
 
 /// Goes on in the next `len` bytes of a packet that has `total` from there on, after [`Verdict::More`].
@@ -321,6 +323,9 @@ fn advance(scratch: &mut Scratch) -> Verdict {
     }
     if mode == at::SIZE {
         return size(scratch, pos);
+    }
+    if mode == at::DATA_END {
+        return answer::data_end(scratch, pos);
     }
     if mode == at::FEED {
         return feed(scratch, pos);

@@ -45,7 +45,7 @@ pub enum Answer {
     /// The last packet ended within its head, or within the lines between its chunks; [`Flow::answer_head`] says what was
     /// read, and [`Flow::answer_end`] which length.
     Head = 4,
-    /// It is chunked, and its next chunk begins at [`Flow::answer_end`].
+    /// It is chunked, and the data of its running chunk ends at [`Flow::answer_end`].
     Chunks = 5,
 }
 

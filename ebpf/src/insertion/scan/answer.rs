@@ -34,11 +34,13 @@ pub(super) fn status(scratch: &mut Scratch, pos: u32) -> Verdict {
 
 /// A line with the size of a chunk begins.
 #[inline(always)]
-pub(super) fn begin_size(scan: &mut Scan) {
+fn begin_size(scan: &mut Scan, pos: u32) -> Verdict {
     scan.mode = at::SIZE;
     scan.text = 0;
     scan.length = 0;
     scan.sized = 0;
+    scan.pos = pos;
+    Verdict::Running
 }
 
 #[inline(always)]
@@ -53,8 +55,7 @@ pub(super) fn end_of_answer(scan: &mut Scan, pos: u32) -> Verdict {
                 return Verdict::Undecided;
             }
             if scan.open != 0 {
-                begin_size(scan);
-                return goes_on(scan, pos);
+                return begin_size(scan, pos);
             }
             if scan.has_length == 0 {
                 scan.unknown = 1;
@@ -103,26 +104,29 @@ pub(super) fn end_of_size(scratch: &mut Scratch, pos: u32) -> Verdict {
         scratch.scan.trailer = 1;
         return line(scratch, pos);
     }
-    let next = pos + scratch.scan.length as u32 + 2;
-    // What is not here cannot be looked at; the parser would find the same place, or doubt it.
-    let (first_is_here, both_are) = (next - 1 <= scratch.scan.len, next <= scratch.scan.len);
-    let first = scratch.bytes[((next - 2) & MASK) as usize];
-    if (first_is_here && first != b'\r') || (both_are && pair(scratch, next - 2) != CRLF) {
-        return Verdict::Undecided;
-    }
-    begin_size(&mut scratch.scan);
-    goes_on(&mut scratch.scan, next)
-}
-
-/// A chunk begins at `pos`, here, behind the window or in another packet.
-#[inline(always)]
-pub(super) fn goes_on(scan: &mut Scan, pos: u32) -> Verdict {
-    scan.pos = pos;
-    if pos >= scan.total {
-        scan.next = pos;
+    // Here, behind the window or in another packet.
+    let scan = &mut scratch.scan;
+    let end = pos + scan.length as u32;
+    scan.pos = end;
+    scan.mode = at::DATA_END;
+    if end >= scan.total {
+        scan.next = end;
         return Verdict::Chunks;
     }
     Verdict::Running
+}
+
+/// The end of the line behind a chunk's data.
+#[inline(always)]
+pub(super) fn data_end(scratch: &mut Scratch, pos: u32) -> Verdict {
+    if pos + 1 == scratch.scan.len && scratch.bytes[(pos & MASK) as usize] == b'\r' {
+        scratch.scan.cr = 3;
+        return beyond(&mut scratch.scan, at::DATA_END, pos + 1);
+    }
+    if pair(scratch, pos) != CRLF {
+        return Verdict::Undecided;
+    }
+    begin_size(&mut scratch.scan, pos + 2)
 }
 
 /// The size of a chunk (RFC 9112 §7.1).
@@ -160,12 +164,13 @@ pub(super) fn feed(scratch: &mut Scratch, pos: u32) -> Verdict {
     if scratch.bytes[(pos & MASK) as usize] != b'\n' {
         return Verdict::Undecided;
     }
-    if scratch.scan.cr == 2 {
-        scratch.scan.cr = 0;
-        return super::end_of_head(scratch, pos + 1);
-    }
+    let cr = scratch.scan.cr;
     scratch.scan.cr = 0;
-    end_of_line(scratch, pos + 1)
+    match cr {
+        2 => super::end_of_head(scratch, pos + 1),
+        3 => begin_size(&mut scratch.scan, pos + 1),
+        _ => end_of_line(scratch, pos + 1),
+    }
 }
 
 /// Behind the bytes that are there.
@@ -180,7 +185,7 @@ pub(super) fn beyond(scan: &mut Scan, mode: u32, pos: u32) -> Verdict {
     if mode == at::VALUE && pos > scan.len {
         scan.next = scan.len;
     }
-    let anywhere = mode == at::VALUE || mode == at::LINE || mode == at::SIZE;
+    let anywhere = mode == at::VALUE || mode == at::LINE || mode == at::SIZE || mode == at::DATA_END;
     if scan.len < scan.total && pos < scan.total {
         if scan.cr != 0 {
             scan.mode = at::FEED;
@@ -250,7 +255,7 @@ pub(super) fn carried(kept: u32) -> u32 {
 pub(super) fn carry(scratch: &mut Scratch) -> Verdict {
     let Scan { answers, line, len, total, mode, sized, status, trailer, .. } = scratch.scan;
     let length = len.wrapping_sub(line);
-    let of_chunk = mode == at::SIZE || sized != 0;
+    let of_chunk = mode == at::SIZE || mode == at::DATA_END || sized != 0;
     if answers == 0 || of_chunk || len != total || length == 0 || length > CARRY as u32 {
         return Verdict::Undecided;
     }
