@@ -84,14 +84,26 @@ impl Ask {
 pub(crate) async fn call(from: &Host, to: SocketAddr, load: &Load) -> Result<usize> {
     let taken = try_join_all((0..load.callers).map(async |caller| {
         let mut random = Random::new(u64::try_from(caller)?);
-        let numbers = (0..load.requests).filter(|number| number % load.callers == caller);
-        let mut asks: VecDeque<_> = numbers.map(|number| Ask::new(&mut random, number, load.fits_once_in)).collect();
-        let taken = asks.iter().filter(|ask| ask.taken).count();
-        while !asks.is_empty() {
-            let mut connection = Http1Caller::connect(from, to).await?;
-            while !asks.is_empty() && some(&mut connection, &mut asks, &mut random, load.at_once).await? {}
+        let (mut numbers, mut asks, mut taken) = ((caller..load.requests).step_by(load.callers), VecDeque::new(), 0);
+        let mut connection = None;
+        loop {
+            // As late as possible: making all of them takes longer than a server waits for the first.
+            for number in numbers.by_ref().take(load.at_once - asks.len()) {
+                let ask = Ask::new(&mut random, number, load.fits_once_in);
+                taken += usize::from(ask.taken);
+                asks.push_back(ask);
+            }
+            if asks.is_empty() {
+                return anyhow::Ok(taken);
+            }
+            let mut open = match connection.take() {
+                Some(open) => open,
+                None => Http1Caller::connect(from, to).await?,
+            };
+            if some(&mut open, &mut asks, &mut random, load.at_once).await? {
+                connection = Some(open);
+            }
         }
-        anyhow::Ok(taken)
     }));
     Ok(taken.await?.into_iter().sum())
 }
