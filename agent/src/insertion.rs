@@ -33,9 +33,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use self::hints::Hints;
 pub use sluice_ebpf_common::insertion::{CARRY, Outcome};
 
-pub(crate) use self::programs::WITH_LOCK;
 pub use self::programs::{FlowCounters, Programs, ProgramsError, Scanned};
 pub(crate) use self::returning::{Activity, Inserted};
+pub(crate) use self::{joining::caller_of, programs::WITH_LOCK};
 use crate::{
     connection::Shared,
     existing,
@@ -197,7 +197,7 @@ impl Insertion {
         let Some(programs) = self.loaded() else { return Ok(Look::default()) };
         let programs = lock(&programs);
         let counters = programs.counters()?;
-        self.shared.metrics.native(counters.passed, counters.not_http, counters.copies_lost);
+        self.shared.metrics.native(&counters);
         Ok(Look {
             attached: programs.is_attached(),
             ports: programs.held_ports(),
@@ -214,7 +214,7 @@ impl Insertion {
             programs.flow(key).is_some_and(|flow| is_lost_alone(&flow) && flow.state != State::Split as u32)
         });
         for key in shifted.collect::<Vec<_>>() {
-            let (peer, port) = (joining::caller_of(&key), key.port);
+            let (peer, port) = (caller_of(&key), key.port);
             if let Err(error) = existing::reset(port, peer) {
                 tracing::warn!(%error, %peer, port, "a connection that depends on this agent cannot be ended");
             }

@@ -19,7 +19,7 @@ use prometheus_client::{
 };
 use sluice_protocol::{control::Counters, rules::matcher::Rule};
 
-use crate::http1::Doubt;
+use crate::{http1::Doubt, insertion::FlowCounters};
 
 /// How a connection is served from its beginning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +77,7 @@ struct Inner {
     returned: Counter,
     not_inserted: [Counter; 6],
     /// What of the kernel's own decisions is in the counters.
-    native: Mutex<(u64, u64, u64)>,
+    native: Mutex<FlowCounters>,
     /// Not in the registry: names are no labels with a fixed set of values.
     tallies: Mutex<Tallies>,
 }
@@ -229,14 +229,15 @@ impl Metrics {
         }
     }
 
-    /// What the kernel has decided alone, so far: requests that fit no rule, and connections that are no HTTP; and copies that
-    /// it could not hand over.
-    pub(crate) fn native(&self, passed: u64, not_http: u64, copies_lost: u64) {
+    /// What the kernel has decided alone, so far.
+    pub(crate) fn native(&self, counted: &FlowCounters) {
         let mut before = self.0.native.lock().unwrap_or_else(PoisonError::into_inner);
-        self.0.requests[Decision::Passed as usize].inc_by(passed.saturating_sub(before.0));
-        self.0.wires[Doubt::NotHttp as usize].inc_by(not_http.saturating_sub(before.1));
-        self.0.copies[Outcome::Lost as usize].inc_by(copies_lost.saturating_sub(before.2));
-        *before = (passed, not_http, copies_lost);
+        let more = |of: fn(&FlowCounters) -> u64| of(counted).saturating_sub(of(&before));
+        self.0.requests[Decision::Passed as usize].inc_by(more(|counted| counted.passed));
+        self.0.wires[Doubt::NotHttp as usize].inc_by(more(|counted| counted.not_http));
+        self.0.copies[Outcome::Lost as usize].inc_by(more(|counted| counted.copies_lost));
+        self.0.not_inserted[NotInserted::NoSocket as usize].inc_by(more(|counted| counted.no_socket));
+        *before = *counted;
     }
 
     /// The agent has been inserted into a connection, so long after it was held.

@@ -216,7 +216,7 @@ fn address(words: [u32; 4]) -> IpAddr {
     IpAddr::V6(Ipv6Addr::from(sluice_ebpf_common::bytes_of(words))).to_canonical()
 }
 
-pub(super) fn caller_of(key: &FlowKey) -> SocketAddr {
+pub(crate) fn caller_of(key: &FlowKey) -> SocketAddr {
     SocketAddr::new(address(key.caller), key.caller_port)
 }
 

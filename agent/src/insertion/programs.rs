@@ -159,6 +159,8 @@ pub struct FlowCounters {
     pub not_http: u64,
     /// Packets for wiretaps of which there is no copy.
     pub copies_lost: u64,
+    /// Requests that could not be held as the app's socket was not there yet.
+    pub no_socket: u64,
 }
 
 // === impl Programs ===
@@ -364,6 +366,7 @@ impl Programs {
             returned: sum(FlowCounter::Returned)?,
             not_http: sum(FlowCounter::NotHttp)?,
             copies_lost: sum(FlowCounter::CopyLost)?,
+            no_socket: sum(FlowCounter::NoSocket)?,
         })
     }
 

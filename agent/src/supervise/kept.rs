@@ -2,18 +2,14 @@
 //!
 //! Owns the judgement whether a connection still depends on it. Runs in the parent only.
 
-use std::{
-    io,
-    net::{Ipv6Addr, SocketAddr},
-    os::fd::OwnedFd,
-};
+use std::{collections::BTreeMap, io, os::fd::OwnedFd};
 
 use aya::maps::{HashMap, Map, MapData};
 use sluice_ebpf_common::insertion::{ENDED, FLAG_RESET, Flow, FlowKey, LOCAL_PORT, Local};
 
 use crate::{
     existing,
-    insertion::{WITH_LOCK, is_lost_alone},
+    insertion::{WITH_LOCK, caller_of, is_lost_alone},
 };
 
 /// The maps and links of one worker's packet programs, which live for as long as this does.
@@ -46,17 +42,21 @@ impl Kept {
         }
     }
 
-    /// Whether a connection is still open of which the two sides see other numbers.
+    /// Whether a connection is still open of which the two sides see other numbers, as far as this side knows: a caller may
+    /// have gone without a word that was heard here, but then the app's socket has gone as well.
     pub(super) fn is_needed(&self) -> bool {
-        self.open(Flow::is_shifted).next().is_some()
+        let mut open = BTreeMap::new();
+        self.open(Flow::is_shifted).any(|key| {
+            let of_port = open.entry(key.port).or_insert_with(|| existing::connections(key.port));
+            // Where the kernel does not tell, nobody may be cut off.
+            of_port.as_ref().map_or(true, |open| open.iter().any(|connection| connection.peer == caller_of(&key)))
+        })
     }
 
     /// Before this goes: ends the connections that would be dead without it, so that their two sides know at once.
     pub(super) fn end(&self) {
-        for FlowKey { caller, caller_port, port, .. } in self.open(is_lost_alone) {
-            let [a, b, c, d] = caller.map(u32::to_ne_bytes);
-            let address = [a, b, c, d].concat().first_chunk::<16>().map_or(Ipv6Addr::UNSPECIFIED, |&it| it.into());
-            let peer = SocketAddr::new(address.to_canonical(), caller_port);
+        for key in self.open(is_lost_alone) {
+            let (peer, port) = (caller_of(&key), key.port);
             match existing::reset(port, peer) {
                 Ok(()) => {}
                 // It has just ended by itself.

@@ -138,10 +138,12 @@ pub enum FlowCounter {
     NotHttp = 6,
     /// Packets with requests for wiretaps, of which the agent got no copy as the ring buffer was full.
     CopyLost = 7,
+    /// Requests that could not be held as the app's socket was not there yet; see [`Local::deferred`].
+    NoSocket = 8,
 }
 
 /// Number of [`FlowCounter`]s.
-pub const FLOW_COUNTERS: u32 = 8;
+pub const FLOW_COUNTERS: u32 = 9;
 
 impl Local {
     /// An entry; `facing_caller` and `facing_app` are 0 but for an intercepted port.

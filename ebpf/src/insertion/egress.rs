@@ -96,6 +96,8 @@ fn of_agent(packet: &Packet, key: &FlowKey, local: &Local) -> i32 {
             if flow.state == State::Split as u32 && ends && may_go_back(flow) {
                 // The agent has died, or stops, while nothing was under way: the two go on without it.
                 goes_back(flow);
+            } else if packet.has(RST) {
+                flow.flags |= abi::FLAG_RESET;
             }
             flow.state == State::Split as u32
         })
@@ -183,6 +185,9 @@ fn decide(flow: &mut Flow, packet: &Packet, clock: u64, greeting: bool) -> Act {
         flow.flags |= abi::FLAG_CLOCK;
     }
     if flow.state == State::Split as u32 {
+        if packet.has(FIN) {
+            flow.flags |= abi::FLAG_APP_FIN;
+        }
         if packet.len != 0 || packet.flags & (FIN | RST) != 0 {
             flow.flags &= !(abi::FLAG_ARMED | abi::FLAG_RETURNING);
         }

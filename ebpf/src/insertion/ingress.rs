@@ -9,7 +9,7 @@ use aya_ebpf::{
 use sluice_ebpf_common::insertion::{self as abi, Answer, ENDED, EventKind, Flow, FlowCounter, FlowKey, Local, State};
 
 use super::{
-    DROP, PASS,
+    DROP, PASS, checksum,
     copy::{copied, copied_whole},
     egress::goes_back,
     maps::{self, FLOWS, Scratch, count, flow, locked},
@@ -98,16 +98,16 @@ fn sluice_ingress(ctx: TcContext) -> i32 {
         note_time(&packet, flow);
     }
     let act = locked(flow, |flow| decide(flow, &packet, local.active != 0));
+    let held = flow.state == State::Held as u32 && matches!(act, Act::Copy(_) | Act::Drop);
+    if held && maps::now().wrapping_sub(flow.held_since) > PATIENCE {
+        count(FlowCounter::Late, 1);
+        locked(flow, release);
+        return finish(&packet, &key, local, flow, scratch, Act::Pass);
+    }
     match act {
         Act::Scan(from) => scanned(skb, &packet, &key, local, flow, scratch, from),
-        Act::Copy(from) if maps::now().wrapping_sub(flow.held_since) <= PATIENCE => {
-            copied(&packet, &key, flow, scratch, from)
-        }
-        Act::Copy(_) => {
-            count(FlowCounter::Late, 1);
-            locked(flow, release);
-            finish(&packet, &key, local, flow, scratch, Act::Pass)
-        }
+        Act::Copy(_) if !checksum::holds(&packet, scratch) => DROP,
+        Act::Copy(from) => copied(&packet, &key, flow, scratch, from),
         act => finish(&packet, &key, local, flow, scratch, act),
     }
 }
@@ -345,8 +345,14 @@ fn scanned(
     let preface = verdict != Verdict::Clean && [a, b, c, d] == *b"PRI ";
     // Both numbers change with `next_head` only, which is compared below.
     let many = flow.asked.wrapping_sub(flow.answered) + found > MAX_OWED;
-    let (now, time) =
-        if verdict == Verdict::Clean && !many { (0, 0) } else { (maps::now(), packet.timestamps().value) };
+    let (mut now, mut time) = (0, 0);
+    if verdict != Verdict::Clean || many {
+        (now, time) = (maps::now(), packet.timestamps().value);
+        if !checksum::holds(packet, scratch) {
+            // The app's TCP would not have taken it either.
+            return DROP;
+        }
+    }
     let act = locked(flow, |flow| {
         if flow.state == State::Split as u32 {
             return returns(flow, packet, verdict, found, heads, last, next);
@@ -453,6 +459,7 @@ fn reachable(skb: *mut __sk_buff, packet: &Packet, key: &FlowKey, flow: &mut Flo
     });
     if act == Act::Pass {
         maps::was_there(key.port, false);
+        count(FlowCounter::NoSocket, 1);
     }
     act
 }

@@ -12,7 +12,7 @@ use sluice_ebpf_common::{
     insertion::{self as abi, Event, EventKind, Flow, FlowCounter, FlowKey, Local, NameKey, WINDOW},
 };
 
-use super::{copy::Copying, egress::Reading, packet::Search, scan::Scan};
+use super::{checksum::Sum, copy::Copying, egress::Reading, packet::Search, scan::Scan};
 
 /// The flows. Not preallocated: most pods have few. With the type's description, which the kernel needs to find the lock.
 #[btf_map]
@@ -61,6 +61,7 @@ pub(crate) struct Scratch {
     pub(crate) search: Search,
     pub(crate) copy: Copying,
     pub(crate) reading: Reading,
+    pub(crate) sum: Sum,
     /// One that is about to be noted: the stack has no room for it.
     pub(crate) flow: Flow,
 }

@@ -108,6 +108,7 @@ pub(crate) struct Packet {
     pub(crate) ack: u32,
     pub(crate) flags: u8,
     pub(crate) window: u16,
+    checksum: u16,
     /// Bytes of the TCP header.
     header: u32,
     /// Bytes of data.
@@ -229,7 +230,7 @@ impl Packet {
         v6: bool,
     ) -> Option<Self> {
         // SAFETY: the caller has found the 20 bytes of the header to be there.
-        let (ports, seq, ack, header, flags, window) = unsafe {
+        let (ports, seq, ack, header, flags, window, checksum) = unsafe {
             (
                 [at::<u16>(tcp, 0), at::<u16>(tcp, 2)],
                 at::<u32>(tcp, 4),
@@ -237,6 +238,7 @@ impl Packet {
                 at::<u8>(tcp, 12),
                 at::<u8>(tcp, 13),
                 at::<u16>(tcp, 14),
+                at::<u16>(tcp, 16),
             )
         };
         let header = ((header >> 4) as u32) * 4;
@@ -255,6 +257,7 @@ impl Packet {
             ack: u32::from_be(ack),
             flags,
             window: u16::from_be(window),
+            checksum,
             header,
             len: total - header,
         })
@@ -264,6 +267,24 @@ impl Packet {
     #[inline(always)]
     pub(crate) const fn skb(&self) -> *mut __sk_buff {
         self.skb
+    }
+
+    /// The checksum as it stands there.
+    #[inline(always)]
+    pub(crate) const fn checksum(&self) -> u16 {
+        self.checksum
+    }
+
+    /// Where the TCP header begins.
+    #[inline(always)]
+    pub(crate) const fn segment_at(&self) -> u32 {
+        self.l4
+    }
+
+    /// Bytes of TCP header and data.
+    #[inline(always)]
+    pub(crate) const fn segment(&self) -> u32 {
+        self.header + self.len
     }
 
     /// Whether all of these flags are set.

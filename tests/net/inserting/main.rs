@@ -10,6 +10,7 @@ mod busy;
 #[path = "../odd/real/callers.rs"]
 mod callers;
 mod capture;
+mod checksums;
 mod framing;
 mod joining;
 mod load;

@@ -1,0 +1,62 @@
+# Sends a request over a connection that exists, in a frame made by hand, whose TCP checksum is right or wrong.
+import socket
+import struct
+import sys
+import time
+
+host, port, checksum, header = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
+
+wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+caller = socket.create_connection((host, port))
+own = caller.getsockname()[1]
+
+
+def ask(target):
+    caller.sendall(f"GET {target} HTTP/1.1\r\nHost: app.test\r\n\r\n".encode())
+    return caller.recv(65536).decode(errors="replace")
+
+
+def summed(data):
+    if len(data) % 2:
+        data += b"\0"
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total
+
+
+print("before:", ask("/before"), flush=True)
+
+# The last frame of the connection that has gone out, and what has come in.
+frame, device, acked = None, None, None
+wire.settimeout(0.3)
+try:
+    while True:
+        data, address = wire.recvfrom(65536)
+        if data[12:14] != b"\x08\x00" or data[23] != 6:
+            continue
+        source, destination, sequence, _ = struct.unpack("!HHII", data[34:46])
+        length = struct.unpack("!H", data[16:18])[0] - 20 - (data[46] >> 4) * 4
+        if source == own and destination == port:
+            frame, device, ours = data[: 34 + (data[46] >> 4) * 4], address[0], sequence + length
+        elif source == port and destination == own:
+            acked = sequence + length
+except TimeoutError:
+    pass
+
+body = f"GET /forged HTTP/1.1\r\nHost: app.test\r\n{header}\r\n\r\n".encode()
+ip, tcp = bytearray(frame[14:34]), bytearray(frame[34:])
+struct.pack_into("!H", ip, 2, 20 + len(tcp) + len(body))
+struct.pack_into("!H", ip, 10, 0)
+struct.pack_into("!H", ip, 10, ~summed(bytes(ip)) & 0xFFFF)
+struct.pack_into("!II", tcp, 4, ours & 0xFFFFFFFF, acked & 0xFFFFFFFF)
+tcp[13] = 0x18
+struct.pack_into("!H", tcp, 16, 0)
+pseudo = bytes(ip[12:20]) + struct.pack("!HH", 6, len(tcp) + len(body))
+right = ~summed(pseudo + bytes(tcp) + body) & 0xFFFF
+struct.pack_into("!H", tcp, 16, right if checksum == "right" else right ^ 0x0101)
+wire.sendto(frame[:14] + bytes(ip) + bytes(tcp) + body, (device, 0))
+print("sent", flush=True)
+if checksum == "wrong":
+    print("after:", ask("/after"), flush=True)
+time.sleep(60)
