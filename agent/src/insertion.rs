@@ -17,6 +17,7 @@ mod copies;
 mod diag;
 mod inserter;
 mod joining;
+mod ports;
 mod returning;
 
 use std::{

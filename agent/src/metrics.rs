@@ -146,7 +146,7 @@ impl Metrics {
         let not_inserted = ["busy", "never_ready", "no_socket", "failed", "open_answer", "closing"]
             .map(|reason| not_inserted.get_or_create_owned(&[("reason", reason)]));
         // From 16 µs to half a second.
-        let insertions = Histogram::new(exponential_buckets(16e-6, 2.0, 16));
+        let insertions = Histogram::new(exponential_buckets(16e-6, std::f64::consts::SQRT_2, 32));
         registry.register(
             "insertion_seconds",
             "Time from a held request to the agent's insertion into its connection",

@@ -1,14 +1,13 @@
 //! The packet programs in the kernel: loaded when a port first wants them, attached while one does.
 //!
-//! Needs `CAP_BPF`, `CAP_NET_ADMIN` and `CAP_PERFMON`. Their links are file descriptors of this process: when it dies
-//! nothing of them is left.
+//! Needs `CAP_BPF`, `CAP_NET_ADMIN` and `CAP_PERFMON`. Their links are file descriptors of this process, and of its parent
+//! where it has one ([`crate::supervise`]): when those who hold them have died, nothing is left.
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
     fs::{self, File},
     hash::{BuildHasher as _, RandomState},
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     os::fd::{AsFd as _, OwnedFd, RawFd},
 };
 
@@ -30,12 +29,11 @@ use sluice_ebpf_common::{
 };
 
 use super::{
-    devices, diag,
+    devices,
     hints::Hints,
-    joining::{caller_of, pod_of},
+    ports::{Port, depends, note_existing},
 };
 use crate::{
-    existing,
     kernel::{self, Capability, Listeners, LoadError, Operation, memory},
     supervise::Supervisor,
 };
@@ -44,9 +42,6 @@ static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR")
 
 /// Lets a value be read while the kernel's programs write it: `BPF_F_LOCK`.
 pub(crate) const WITH_LOCK: u64 = 4;
-
-/// Does not replace what is there: `BPF_NOEXIST`.
-const NOT_EXISTING: u64 = 1;
 
 /// What loading and attaching need.
 const NEEDED: [Capability; 3] = [Capability::Bpf, Capability::NetAdmin, Capability::Perfmon];
@@ -87,22 +82,6 @@ pub enum ProgramsError {
         #[source]
         source: io::Error,
     },
-}
-
-/// A port whose requests are looked at in the kernel.
-#[derive(Debug)]
-struct Port {
-    hints: Hints,
-    facing_caller: Reserved,
-    facing_app: Reserved,
-    active: bool,
-}
-
-/// A free port that nobody else gets, in both families.
-#[derive(Debug)]
-struct Reserved {
-    port: u16,
-    _sockets: Vec<socket2::Socket>,
 }
 
 /// What [`Programs::scan`] looks for.
@@ -505,101 +484,6 @@ impl std::fmt::Debug for Programs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Programs").field("ports", &self.ports).finish_non_exhaustive()
     }
-}
-
-/// Whether a connection needs the programs still.
-fn depends(key: &FlowKey, flow: &Flow) -> bool {
-    if flow.state == flows::State::Split as u32 || flow.state == flows::State::Held as u32 {
-        return true;
-    }
-    match flow.gap() {
-        Some(0) => false,
-        // Nobody notices a gap that is over before the next packet. One that nothing is known of has ended.
-        Some(gap) => diag::info(pod_of(key), caller_of(key)).ok().flatten().is_some_and(|info| info.idle <= gap),
-        None => true,
-    }
-}
-
-/// Tells the programs of connections that were there before them: the agent's own are none to be inserted into, and of the
-/// others only who asks the app's socket knows whether they are in the middle of something.
-///
-/// With `again` they may be shifted by programs that are there still: nobody else must touch them.
-fn note_existing(map: &mut HashMap<MapData, FlowKey, Flow>, port: u16, again: bool) -> Result<(), ProgramsError> {
-    let failed = |source| ProgramsError::Io { what: "the connections to the port cannot be listed", source };
-    for connection in existing::connections(port).map_err(failed)? {
-        let words = |address: IpAddr| {
-            let bytes = match address {
-                IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
-                IpAddr::V6(address) => address.octets(),
-            };
-            let (words, _) = bytes.as_chunks::<4>();
-            [words[0], words[1], words[2], words[3]].map(u32::from_ne_bytes)
-        };
-        let (local, peer) = (connection.local, connection.peer);
-        let key = FlowKey { caller: words(peer.ip()), pod: words(local.ip()), caller_port: peer.port(), port };
-        let flow = if connection.own || again {
-            Flow::new(flows::State::Wire, 0)
-        } else {
-            let Some(info) = diag::info(local, peer).map_err(failed)? else { continue };
-            let mut flow = Flow::new(flows::State::Native, 0);
-            flow.flags = flows::FLAG_OLD | flows::FLAG_SHAKEN | flows::FLAG_UNSET;
-            if info.asked {
-                flow.flags |= flows::FLAG_ASKING;
-            }
-            flow
-        };
-        match map.insert(key, flow, NOT_EXISTING) {
-            // One that the programs know already.
-            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EEXIST) => {}
-            inserted => inserted.map_err(|source| ProgramsError::Map { map: flows::FLOWS_MAP, source })?,
-        }
-    }
-    Ok(())
-}
-
-// === impl Port ===
-
-impl Port {
-    fn new() -> Result<Self, ProgramsError> {
-        let reserve = || {
-            let reserved = Reserved::new();
-            reserved.map_err(|source| ProgramsError::Io { what: "no port can be reserved for insertion", source })
-        };
-        Ok(Self { hints: Hints::default(), facing_caller: reserve()?, facing_app: reserve()?, active: false })
-    }
-}
-
-// === impl Reserved ===
-
-impl Reserved {
-    fn new() -> io::Result<Self> {
-        // A listener finds a free port; bound sockets without it keep the port from others, and no caller gets through.
-        for _ in 0..32 {
-            let port = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?.local_addr()?.port();
-            let mut sockets = vec![bound((Ipv4Addr::UNSPECIFIED, port).into())?];
-            match bound((Ipv6Addr::UNSPECIFIED, port).into()) {
-                Ok(socket) => sockets.push(socket),
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse => continue,
-                // No IPv6 here.
-                Err(_) => {}
-            }
-            return Ok(Self { port, _sockets: sockets });
-        }
-        Err(io::ErrorKind::AddrInUse.into())
-    }
-}
-
-fn bound(address: SocketAddr) -> io::Result<socket2::Socket> {
-    let socket = socket2::Socket::new(
-        socket2::Domain::for_address(address),
-        socket2::Type::STREAM,
-        Some(socket2::Protocol::TCP),
-    )?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
-    socket.bind(&address.into())?;
-    Ok(socket)
 }
 
 /// Another descriptor of a map that the loaded object still has.
