@@ -55,14 +55,26 @@ struct Before {
     unclear: BTreeSet<u64>,
 }
 
-/// Resets the connection of one caller to a port, if it is there.
-pub(crate) fn reset(port: u16, caller: SocketAddr) -> io::Result<()> {
-    for socket in
-        sockets(port)?.iter().filter(|socket| socket.peer == caller.ip() && socket.peer_port() == caller.port())
-    {
-        socket.destroy()?;
+/// Resets those of these connections (port and caller) that are there; what cannot be reset is in the log.
+pub(crate) fn reset(connections: impl IntoIterator<Item = (u16, SocketAddr)>) {
+    let mut by_port = BTreeMap::<u16, BTreeSet<SocketAddr>>::new();
+    for (port, caller) in connections {
+        by_port.entry(port).or_default().insert(caller);
     }
-    Ok(())
+    let warn = |port, error: &io::Error| {
+        tracing::warn!(%error, port, "connections that depend on this agent cannot be ended: their callers have to give up");
+    };
+    for (port, callers) in by_port {
+        let sockets = sockets(port).inspect_err(|error| warn(port, error)).unwrap_or_default();
+        for socket in sockets {
+            if callers.contains(&SocketAddr::new(socket.peer, socket.peer_port()))
+                && let Err(error) = socket.destroy()
+                && !matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESTALE))
+            {
+                warn(port, &error);
+            }
+        }
+    }
 }
 
 /// A connection to a port.

@@ -214,12 +214,7 @@ impl Insertion {
         let shifted = programs.flow_keys().filter(|key| {
             programs.flow(key).is_some_and(|flow| is_lost_alone(&flow) && flow.state != State::Split as u32)
         });
-        for key in shifted.collect::<Vec<_>>() {
-            let (peer, port) = (caller_of(&key), key.port);
-            if let Err(error) = existing::reset(port, peer) {
-                tracing::warn!(%error, %peer, port, "a connection that depends on this agent cannot be ended");
-            }
-        }
+        existing::reset(shifted.map(|key| (key.port, caller_of(&key))));
     }
 
     /// Forgets the ports of rules that have gone, as soon as no connection depends on them. Whether there are any left.

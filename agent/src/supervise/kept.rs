@@ -2,7 +2,7 @@
 //!
 //! Owns the judgement whether a connection still depends on it. Runs in the parent only.
 
-use std::{collections::BTreeMap, io, os::fd::OwnedFd};
+use std::{collections::BTreeMap, os::fd::OwnedFd};
 
 use aya::maps::{HashMap, Map, MapData};
 use sluice_ebpf_common::insertion::{ENDED, FLAG_RESET, Flow, FlowKey, LOCAL_PORT, Local};
@@ -55,17 +55,7 @@ impl Kept {
 
     /// Before this goes: ends the connections that would be dead without it, so that their two sides know at once.
     pub(super) fn end(&self) {
-        for key in self.open(is_lost_alone) {
-            let (peer, port) = (caller_of(&key), key.port);
-            match existing::reset(port, peer) {
-                Ok(()) => {}
-                // It has just ended by itself.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => {
-                    tracing::warn!(%error, %peer, port, "a connection that depends on this agent cannot be ended");
-                }
-            }
-        }
+        existing::reset(self.open(is_lost_alone).map(|key| (key.port, caller_of(&key))));
     }
 
     fn open(&self, like: impl Fn(&Flow) -> bool) -> impl Iterator<Item = FlowKey> {
