@@ -1,15 +1,12 @@
 //! Packets on their way into the pod.
 
-use aya_ebpf::{
-    bindings::{__sk_buff, bpf_sock_tuple},
-    helpers::generated::{bpf_sk_release, bpf_skc_lookup_tcp},
-    macros::classifier,
-    programs::TcContext,
-};
+use aya_ebpf::{bindings::__sk_buff, macros::classifier, programs::TcContext};
 use sluice_ebpf_common::insertion::{self as abi, Answer, ENDED, EventKind, Flow, FlowCounter, FlowKey, Local, State};
 
 use super::{
-    DROP, PASS, checksum,
+    DROP, PASS,
+    beginning::{CLOSE_WAIT, ESTABLISHED, begins, older, socket_state},
+    checksum,
     copy::{copied, copied_whole},
     egress::goes_back,
     maps::{self, FLOWS, Scratch, count, flow, locked},
@@ -23,10 +20,6 @@ const PATIENCE: u64 = 1_000_000_000;
 const MAX_HELD: u32 = 256 << 10;
 /// Requests without their answer, of which the kind is remembered.
 const MAX_OWED: u32 = 32;
-
-/// `TCP_ESTABLISHED` and `TCP_CLOSE_WAIT` of the kernel.
-const ESTABLISHED: u32 = 1;
-const CLOSE_WAIT: u32 = 8;
 
 /// Whether the number `a` is behind `b` (RFC 9293 §3.4).
 #[inline(always)]
@@ -109,89 +102,6 @@ fn sluice_ingress(ctx: TcContext) -> i32 {
         Act::Copy(_) if !checksum::holds(&packet, scratch) => DROP,
         Act::Copy(from) => copied(&packet, &key, flow, scratch, from),
         act => finish(&packet, &key, local, flow, scratch, act),
-    }
-}
-
-/// A SYN: a flow begins.
-#[inline(always)]
-fn begins(skb: *mut __sk_buff, packet: &Packet, key: &FlowKey, local: &Local, scratch: &mut Scratch) -> i32 {
-    // What is deferred cannot be held.
-    if local.active == 0 || local.deferred >= abi::DEFERS {
-        let _ = FLOWS.remove(key);
-        return PASS;
-    }
-    let exempt = maps::is_exempt(packet.source, packet.v6);
-    let new = &mut scratch.flow;
-    *new = Flow::new(if exempt { State::Wire } else { State::Native }, maps::new_id());
-    new.next_head = packet.seq.wrapping_add(1);
-    new.app_ack = new.next_head;
-    new.held_since = maps::now();
-    if FLOWS.insert(key, new, 0).is_err() {
-        count(FlowCounter::Full, 1);
-        return PASS;
-    }
-    // Behind the flow's creation, as the lookup asks `sluice_spare` too.
-    if socket_state(skb, packet).is_none() {
-        // Where nobody listens at this address the agent can reach the app at another.
-        let _ = FLOWS.remove(key);
-        return PASS;
-    }
-    if !exempt {
-        packet.plain_syn(scratch);
-    }
-    PASS
-}
-
-/// Data of a connection that began before these programs were attached, or when there was no room.
-#[inline(always)]
-fn older(skb: *mut __sk_buff, packet: &Packet, key: &FlowKey, scratch: &mut Scratch) -> Option<&'static mut Flow> {
-    let state = socket_state(skb, packet)?;
-    if state != ESTABLISHED && state != CLOSE_WAIT {
-        return None;
-    }
-    let exempt = maps::is_exempt(packet.source, packet.v6);
-    let new = &mut scratch.flow;
-    *new = Flow::new(if exempt { State::Wire } else { State::Native }, maps::new_id());
-    // Whether it is in the middle of something nobody knows, so first its app has to say something.
-    new.flags = abi::FLAG_OLD | abi::FLAG_SHAKEN | abi::FLAG_ASKING;
-    new.next_head = packet.seq;
-    new.app_ack = packet.seq;
-    new.sent_end = packet.ack;
-    new.caller_ack = packet.ack;
-    if FLOWS.insert(key, new, 1).is_err() {
-        count(FlowCounter::Full, 1);
-        return None;
-    }
-    flow(key)
-}
-
-/// The state of the app's socket, `None` where there is none.
-#[inline(always)]
-#[expect(unsafe_code, reason = "helpers of the kernel")]
-fn socket_state(skb: *mut __sk_buff, packet: &Packet) -> Option<u32> {
-    // SAFETY: the tuple is as long as its length says, and a socket that was found is given back.
-    unsafe {
-        let mut tuple: bpf_sock_tuple = core::mem::zeroed();
-        let length = if packet.v6 {
-            tuple.__bindgen_anon_1.ipv6.saddr = packet.source;
-            tuple.__bindgen_anon_1.ipv6.daddr = packet.destination;
-            tuple.__bindgen_anon_1.ipv6.sport = packet.source_port.to_be();
-            tuple.__bindgen_anon_1.ipv6.dport = packet.destination_port.to_be();
-            36
-        } else {
-            tuple.__bindgen_anon_1.ipv4.saddr = packet.source[3];
-            tuple.__bindgen_anon_1.ipv4.daddr = packet.destination[3];
-            tuple.__bindgen_anon_1.ipv4.sport = packet.source_port.to_be();
-            tuple.__bindgen_anon_1.ipv4.dport = packet.destination_port.to_be();
-            12
-        };
-        let socket = bpf_skc_lookup_tcp(skb.cast(), &raw mut tuple, length, u64::MAX, 0);
-        if socket.is_null() {
-            return None;
-        }
-        let state = (*socket).state;
-        bpf_sk_release(socket.cast());
-        Some(state)
     }
 }
 

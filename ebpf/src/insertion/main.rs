@@ -28,6 +28,7 @@
 #![expect(clippy::cast_possible_truncation, reason = "the kernel's lengths and numbers have 32 bits")]
 #![expect(clippy::needless_borrows_for_generic_args, reason = "a copy would take room on a stack of 512 bytes")]
 
+mod beginning;
 mod checksum;
 mod command;
 mod copy;
