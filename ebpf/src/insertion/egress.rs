@@ -93,13 +93,18 @@ fn of_agent(packet: &Packet, key: &FlowKey, local: &Local) -> i32 {
     let ends = packet.flags & (FIN | RST) != 0;
     let split = flow(key).is_some_and(|flow| {
         locked(flow, |flow| {
-            if flow.state == State::Split as u32 && ends && may_go_back(flow) {
+            if flow.state != State::Split as u32 {
+                return false;
+            }
+            if ends && may_go_back(flow) {
                 // The agent has died, or stops, while nothing was under way: the two go on without it.
                 goes_back(flow);
-            } else if packet.has(RST) {
+                return false;
+            }
+            if packet.has(RST) {
                 flow.flags |= abi::FLAG_RESET;
             }
-            flow.state == State::Split as u32
+            true
         })
     });
     if !split {

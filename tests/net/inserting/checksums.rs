@@ -1,17 +1,17 @@
 //! f05: packets whose checksum does not hold. The packet programs see them before the app's TCP does, which throws them away.
 
-use std::process::Command;
+use std::{net::IpAddr, process::Command};
 
 use anyhow::{Result, ensure};
-use sluice_tests::{Process, eventually, stage::MATCHING};
+use sluice_tests::{Host, Process, eventually, stage::MATCHING};
 
 use crate::{HTTP, SOON, Scene, play};
 
 const FORGER: &str = include_str!("forger.py");
 
 /// A caller that sends, on a connection on which it has been answered once, a request that fits in a frame of its own making.
-fn forge(scene: &Scene, checksum: &str) -> Result<Process> {
-    let pod = scene.stage.pod.address().to_string();
+fn forge(scene: &Scene, to: IpAddr, checksum: &str) -> Result<Process> {
+    let pod = to.to_string();
     let mut command = Command::new("python3");
     command.args(["-c", FORGER, &pod, &HTTP.to_string(), checksum, &format!("{}: {}", MATCHING.0, MATCHING.1)]);
     scene.stage.caller.spawn(command)
@@ -22,15 +22,12 @@ fn at_the_laptop(scene: &Scene) -> Vec<String> {
     scene.local.requests().into_iter().map(|request| request.target).collect()
 }
 
-#[tokio::test]
-#[ignore = "needs root: cargo xtask test"]
-async fn f05_a_packet_with_a_wrong_checksum_is_nothing() -> Result<()> {
-    play(Scene::set("f05_checksum", &[]).await?, async |scene| {
-        let forger = forge(scene, "wrong")?;
-        let said = forger.printed("after: ", SOON).await?;
-        ensure!(forger.is_running(), "{said}");
-        eventually(SOON, "the next request is answered by the app", || async {
+async fn wrong(name: &str, to: impl FnOnce(&Host) -> Result<IpAddr>) -> Result<()> {
+    play(Scene::set(name, &[]).await?, async |scene| {
+        let forger = forge(scene, to(&scene.stage.pod)?, "wrong")?;
+        eventually(SOON, "the request before and the one behind it are answered by the app", || async {
             let said = forger.output();
+            ensure!(forger.is_running() && said.contains("after: "), "{said}");
             ensure!(said.matches("x-answered-by: pod").count() == 2, "{said}");
             Ok(())
         })
@@ -44,11 +41,9 @@ async fn f05_a_packet_with_a_wrong_checksum_is_nothing() -> Result<()> {
 }
 
 /// The same frame with the right checksum is a request like any other: the one above is ignored for its checksum only.
-#[tokio::test]
-#[ignore = "needs root: cargo xtask test"]
-async fn f05_the_same_packet_with_the_right_checksum_is_a_request() -> Result<()> {
-    play(Scene::set("f05_right", &[]).await?, async |scene| {
-        let forger = forge(scene, "right")?;
+async fn right(name: &str, to: impl FnOnce(&Host) -> Result<IpAddr>) -> Result<()> {
+    play(Scene::set(name, &[]).await?, async |scene| {
+        let forger = forge(scene, to(&scene.stage.pod)?, "right")?;
         eventually(SOON, "the laptop has it", || async {
             ensure!(at_the_laptop(scene) == ["/forged"], "{:?}, {}", at_the_laptop(scene), forger.output());
             Ok(())
@@ -57,4 +52,18 @@ async fn f05_the_same_packet_with_the_right_checksum_is_a_request() -> Result<()
         scene.ensure_inserted(1).await
     })
     .await
+}
+
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn f05_a_packet_with_a_wrong_checksum_is_nothing() -> Result<()> {
+    Box::pin(wrong("f05_wrong", |pod| Ok(pod.at(HTTP).ip()))).await?;
+    Box::pin(wrong("f05_wrong6", |pod| Ok(pod.at_v6(HTTP)?.ip()))).await
+}
+
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn f05_the_same_packet_with_the_right_checksum_is_a_request() -> Result<()> {
+    Box::pin(right("f05_right", |pod| Ok(pod.at(HTTP).ip()))).await?;
+    Box::pin(right("f05_right6", |pod| Ok(pod.at_v6(HTTP)?.ip()))).await
 }

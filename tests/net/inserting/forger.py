@@ -8,6 +8,7 @@ host, port, checksum, header = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.a
 
 wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
 caller = socket.create_connection((host, port))
+kind, tcp_at = (b"\x86\xdd", 54) if caller.family == socket.AF_INET6 else (b"\x08\x00", 34)
 own = caller.getsockname()[1]
 
 
@@ -33,26 +34,35 @@ wire.settimeout(0.3)
 try:
     while True:
         data, address = wire.recvfrom(65536)
-        if data[12:14] != b"\x08\x00" or data[23] != 6:
+        if data[12:14] != kind or data[20 if tcp_at == 54 else 23] != 6:
             continue
-        source, destination, sequence, _ = struct.unpack("!HHII", data[34:46])
-        length = struct.unpack("!H", data[16:18])[0] - 20 - (data[46] >> 4) * 4
+        source, destination, sequence, _ = struct.unpack("!HHII", data[tcp_at : tcp_at + 12])
+        header = (data[tcp_at + 12] >> 4) * 4
+        if tcp_at == 54:
+            length = struct.unpack("!H", data[18:20])[0] - header
+        else:
+            length = struct.unpack("!H", data[16:18])[0] - 20 - header
         if source == own and destination == port:
-            frame, device, ours = data[: 34 + (data[46] >> 4) * 4], address[0], sequence + length
+            frame, device, ours = data[: tcp_at + header], address[0], sequence + length
         elif source == port and destination == own:
             acked = sequence + length
 except TimeoutError:
     pass
 
 body = f"GET /forged HTTP/1.1\r\nHost: app.test\r\n{header}\r\n\r\n".encode()
-ip, tcp = bytearray(frame[14:34]), bytearray(frame[34:])
-struct.pack_into("!H", ip, 2, 20 + len(tcp) + len(body))
-struct.pack_into("!H", ip, 10, 0)
-struct.pack_into("!H", ip, 10, ~summed(bytes(ip)) & 0xFFFF)
+ip, tcp = bytearray(frame[14:tcp_at]), bytearray(frame[tcp_at:])
+if tcp_at == 54:
+    struct.pack_into("!H", ip, 4, len(tcp) + len(body))
+    addresses = bytes(ip[8:40])
+else:
+    struct.pack_into("!H", ip, 2, 20 + len(tcp) + len(body))
+    struct.pack_into("!H", ip, 10, 0)
+    struct.pack_into("!H", ip, 10, ~summed(bytes(ip)) & 0xFFFF)
+    addresses = bytes(ip[12:20])
 struct.pack_into("!II", tcp, 4, ours & 0xFFFFFFFF, acked & 0xFFFFFFFF)
 tcp[13] = 0x18
 struct.pack_into("!H", tcp, 16, 0)
-pseudo = bytes(ip[12:20]) + struct.pack("!HH", 6, len(tcp) + len(body))
+pseudo = addresses + struct.pack("!II", 6, len(tcp) + len(body))
 right = ~summed(pseudo + bytes(tcp) + body) & 0xFFFF
 struct.pack_into("!H", tcp, 16, right if checksum == "right" else right ^ 0x0101)
 wire.sendto(frame[:14] + bytes(ip) + bytes(tcp) + body, (device, 0))

@@ -45,6 +45,8 @@ class Echo(BaseHTTPRequestHandler):
 class Server(ThreadingHTTPServer):
     address_family = socket.AF_INET6
     daemon_threads = True
+    # All callers connect at once.
+    request_queue_size = 128
 
 
 server = Server(("::", int(sys.argv[1])), Echo)
