@@ -37,13 +37,13 @@ try:
         if data[12:14] != kind or data[20 if tcp_at == 54 else 23] != 6:
             continue
         source, destination, sequence, _ = struct.unpack("!HHII", data[tcp_at : tcp_at + 12])
-        header = (data[tcp_at + 12] >> 4) * 4
+        size = (data[tcp_at + 12] >> 4) * 4
         if tcp_at == 54:
-            length = struct.unpack("!H", data[18:20])[0] - header
+            length = struct.unpack("!H", data[18:20])[0] - size
         else:
-            length = struct.unpack("!H", data[16:18])[0] - 20 - header
+            length = struct.unpack("!H", data[16:18])[0] - 20 - size
         if source == own and destination == port:
-            frame, device, ours = data[: tcp_at + header], address[0], sequence + length
+            frame, device, ours = data[: tcp_at + size], address[0], sequence + length
         elif source == port and destination == own:
             acked = sequence + length
 except TimeoutError:
