@@ -78,10 +78,10 @@ extern "C" fn piece(_index: u64, step: *mut Step) -> u64 {
         scratch.sum.failed = 1;
         return 1;
     }
-    let words = ((wanted + 3) / 4) * 4;
+    let words = wanted.div_ceil(4) * 4;
     // SAFETY: as many bytes are there.
     let sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, to.cast(), words & (2 * PIECE - 1), sum) };
-    scratch.sum.sum = sum as u32;
+    scratch.sum.sum = sum.cast_unsigned() as u32;
     scratch.sum.offset = offset + wanted;
     0
 }

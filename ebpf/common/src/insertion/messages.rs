@@ -40,7 +40,7 @@ pub struct Event {
     pub tsecr: u32,
     /// 1 where the packet has timestamps.
     pub has_timestamps: u32,
-    /// [`Flow::id`].
+    /// [`super::Flow::id`].
     pub id: u32,
     pad: u32,
     /// When, in ns of `CLOCK_MONOTONIC`.
@@ -105,7 +105,7 @@ pub struct Command {
     pub key: FlowKey,
     /// An [`Op`].
     pub op: u32,
-    /// [`Flow::id`] of the flow that is meant.
+    /// [`super::Flow::id`] of the flow that is meant.
     pub id: u32,
     /// What the operation needs.
     pub numbers: [u32; NUMBERS],
