@@ -246,6 +246,10 @@ pub(super) fn length(scratch: &mut Scratch, pos: u32) -> Verdict {
             return if length > MAX_LENGTH || text > 12 { Verdict::Undecided } else { Verdict::Running };
         }
     }
+    if pos >= scratch.scan.len {
+        // The rest of the digits may be behind the window.
+        return answer::beyond(&mut scratch.scan, at::LENGTH, pos);
+    }
     if text == 0 || text > 12 || length > MAX_LENGTH || pair(scratch, pos) != CRLF {
         return Verdict::Undecided;
     }
