@@ -48,6 +48,18 @@ class Server(ThreadingHTTPServer):
     # All callers connect at once.
     request_queue_size = 128
 
+    def shutdown_request(self, request):
+        # Python's own way closes at once, and resets what a caller has sent behind its last request: that may cost the
+        # caller the last answer (RFC 9112 section 9.6), with nobody in between too. So it is read first.
+        try:
+            request.shutdown(socket.SHUT_WR)
+            request.settimeout(2)
+            while request.recv(65536):
+                pass
+        except OSError:
+            pass
+        self.close_request(request)
+
 
 server = Server(("::", int(sys.argv[1])), Echo)
 print("listening", flush=True)
