@@ -154,7 +154,7 @@ impl Steered {
 
     async fn divert_all(mut self, rule: &Rule) -> Result<(), End> {
         let open = self.open(rule, Kind::Tcp);
-        match self.shared.hub.open(rule.intercept.client.key_hash, open).await {
+        match self.shared.hub.open(rule.intercept.client.key_hash, open, &[]).await {
             Ok(mut laptop) => {
                 self.shared.metrics.rule(rule, Decision::Diverted);
                 join(&mut self.caller, &mut laptop).await;

@@ -71,14 +71,18 @@ pub(super) async fn divert(
     let mut kept = laptops.take(&rule).await;
     loop {
         let reused = kept.is_some();
-        let stream = match kept.take() {
-            Some(stream) => stream,
-            None => match open(relay, &rule).await {
-                Some(stream) => stream,
-                None => return unavailable(relay, &rule, head).await,
-            },
+        let (stream, sent) = match kept.take() {
+            Some(stream) => (stream, 0),
+            None => {
+                // It may come to the local process although the client is then found to be unavailable, and go to the app.
+                let first = if head.idempotent { head.len } else { 0 };
+                match open(relay, &rule, first).await {
+                    Some(stream) => (stream, first),
+                    None => return unavailable(relay, &rule, head).await,
+                }
+            }
         };
-        let mut exchange = Exchange::new(relay, stream, head);
+        let mut exchange = Exchange::new(relay, stream, head, sent);
         let outcome = std::future::poll_fn(|cx| exchange.poll(cx)).await;
         let Exchange { mut stream, whole, out, sent, spoiled, .. } = exchange;
         let outcome = match outcome {
@@ -183,10 +187,12 @@ impl Drop for Laptops {
     }
 }
 
-/// Opens a stream for requests that fit `rule`; `None`, with the reason logged, where its client cannot take one.
-async fn open(relay: &Relay, rule: &Rule) -> Option<QuicDuplex> {
+/// Opens a stream for requests that fit `rule`, and sends the first bytes of the caller's buffer on it; `None`, with the
+/// reason logged, where its client cannot take one.
+async fn open(relay: &Relay, rule: &Rule, first: usize) -> Option<QuicDuplex> {
     let steered = &relay.steered;
-    let opened = steered.shared.hub.open(rule.intercept.client.key_hash, steered.open(rule, Kind::Http)).await;
+    let (hub, first) = (&steered.shared.hub, &relay.up.buf[..first]);
+    let opened = hub.open(rule.intercept.client.key_hash, steered.open(rule, Kind::Http), first).await;
     opened
         .map_err(
             |why| tracing::debug!(intercept = rule.intercept.name, peer = %steered.peer, "client unavailable: {why}"),

@@ -60,7 +60,7 @@ impl Laptops {
             slot.leaving.push(laptop.driver);
         }
         let open = by.open(rule, Kind::Http);
-        let stream = by.shared.hub.open(rule.intercept.client.key_hash, open).await?;
+        let stream = by.shared.hub.open(rule.intercept.client.key_hash, open, &[]).await?;
         let (requests, connection) = client().handshake(stream).await.map_err(|_| Unavailable::Lost)?;
         slot.current = Some(Laptop::new(requests.clone(), connection));
         Ok(requests)

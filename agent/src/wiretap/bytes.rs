@@ -136,7 +136,7 @@ impl Tap {
                 let (pieces_tx, pieces_rx) = mpsc::unbounded_channel();
                 let (hub, key, open) = (shared.hub.clone(), self.rule.intercept.client.key_hash, self.open.clone());
                 shared.wiretaps.spawn(async move {
-                    match hub.open(key, open).await {
+                    match hub.open(key, open, &[]).await {
                         Ok(stream) => deliver(stream, pieces_rx).await,
                         Err(why) => tracing::debug!("no copy, client unavailable: {why}"),
                     }

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use sluice_tests::{
-    Agent, Client, Host, eventually,
+    Agent, Client, Direction, Host, eventually,
     peers::{
-        http1::Http1App,
+        http1::{Http1App, Http1Caller},
         raw::{RawApp, Script},
     },
     stage::{MATCHING, OTHER, Rule, Stage},
@@ -174,5 +174,30 @@ async fn comes_back(way: Way, stage: &Stage, client: &Client, caller: &Host) -> 
     })
     .await?;
     ensure!(asked(caller, to, OTHER).await? == "pod");
+    Ok(())
+}
+
+/// What may be asked twice goes with the question whether the client takes it, which saves a round trip; anything else only
+/// behind the answer. A client that is heard no more shows the difference: the app answers both in the end.
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn c01_only_what_may_be_asked_twice_is_sent_before_the_client_accepts() -> Result<()> {
+    for (method, sent) in [("POST", false), ("GET", true)] {
+        let stage = Stage::new(&format!("c01_unheard_{method}"))?;
+        let _app = Http1App::start(&stage.pod, any(PORT), "pod")?;
+        let local = RawApp::start(&stage.laptop, any(PORT), Script::new())?;
+        let agent = Agent::start(&stage.pod, &Rule::file(&[stage.header("unheard", &[PORT])])).await?;
+        let _client = Client::start(&stage.laptop, &agent, &stage.key, &[&PORT.to_string()]).await?;
+        stage.to_laptop.cut_way(Direction::BToA)?;
+        let mut caller = Http1Caller::connect(&stage.caller, stage.pod.at(PORT)).await?;
+        let answer = caller.call(method, "/", &[MATCHING], b"").await?;
+        ensure!(answer.answered_by() == Some("pod"), "{method}: {answer:?}");
+        let seen = local.ended(0, SOON).await?;
+        ensure!(
+            seen.bytes.starts_with(method.as_bytes()) == sent && (sent || seen.bytes.is_empty()),
+            "{method}: {seen}"
+        );
+        stage.finish()?;
+    }
     Ok(())
 }

@@ -88,7 +88,9 @@ pub(super) enum Outcome {
 // === impl Exchange ===
 
 impl<'a> Exchange<'a> {
-    pub(super) fn new(relay: &'a mut Relay, stream: QuicDuplex, head: RequestHead) -> Self {
+    /// Of the request at the beginning of the caller's buffer, of which `sent` bytes, at most its head, have gone to the
+    /// client already.
+    pub(super) fn new(relay: &'a mut Relay, stream: QuicDuplex, head: RequestHead, sent: usize) -> Self {
         let mut answers = Answers::default();
         answers.expect(head.kind, head.upgrade != Upgrade::None);
         let mut exchange = Self {
@@ -99,7 +101,7 @@ impl<'a> Exchange<'a> {
             body: head.body,
             doubt: None,
             ready: head.len,
-            sent: 0,
+            sent,
             whole: true,
             deaf: false,
             fin_sent: false,
