@@ -32,9 +32,9 @@ use sluice_ebpf_common::insertion::{Flow, State};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::hints::Hints;
-pub use sluice_ebpf_common::insertion::{CARRY, Outcome};
+pub use sluice_ebpf_common::insertion::Outcome;
 
-pub use self::programs::{FlowCounters, Programs, ProgramsError, Scanned};
+pub use self::programs::{Begun, FlowCounters, Programs, ProgramsError, Scanned};
 pub(crate) use self::returning::{Activity, Inserted};
 pub(crate) use self::{joining::caller_of, programs::WITH_LOCK};
 use crate::{

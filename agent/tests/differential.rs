@@ -21,7 +21,7 @@ use sluice_agent::{
         body::Body,
         head::{Parsed, RequestKind, Upgrade, parse_request, parse_response},
     },
-    insertion::{CARRY, Outcome, Programs, Scanned, hints::Hints},
+    insertion::{Begun, Outcome, Programs, Scanned, hints::Hints},
     kernel::{Kernel, LoadOptions},
 };
 use sluice_protocol::rules::{RuleFile, matcher::RuleSet};
@@ -271,7 +271,10 @@ fn check_answers(text: &[u8], owed: u32, [next, found, _, flags]: [u32; 4]) -> R
 
 /// What the kernel says of text, which comes in one packet or, if it is an answer, in several.
 fn scan(programs: &Programs, random: &mut Random, port: u16, text: &[u8], owed: Option<u32>) -> (Outcome, [u32; 4]) {
-    let Some(owed) = owed else { return programs.scan(port, text, Scanned::Requests).unwrap() };
+    let Some(owed) = owed else {
+        let (outcome, numbers, _) = programs.scan(port, text, Scanned::Requests).unwrap();
+        return (outcome, numbers);
+    };
     let mut cuts: Vec<_> = (0..random.below(5)).map(|_| random.below(text.len())).collect();
     cuts.extend([0, text.len()]);
     cuts.sort_unstable();
@@ -284,7 +287,7 @@ fn scan(programs: &Programs, random: &mut Random, port: u16, text: &[u8], owed: 
 fn pieces(programs: &Programs, text: &[u8], owed: u32, cuts: &[usize]) -> (Outcome, [u32; 4]) {
     /// Behind a chunk's data: `CHUNKS` of the program.
     const CHUNKS: u32 = u32::MAX;
-    let (mut kept, mut at, mut whole, mut last) = ([0; 2], 0_usize, 0, 0);
+    let (mut begun, mut at, mut whole, mut last) = (Begun::default(), 0_usize, 0, 0);
     let (mut running, mut outcome, mut flags) = (false, Outcome::Undecided, 0);
     for cut in cuts.windows(2) {
         if running && at <= cut[1] {
@@ -295,21 +298,17 @@ fn pieces(programs: &Programs, text: &[u8], owed: u32, cuts: &[usize]) -> (Outco
             // All of it belongs to a body.
             continue;
         }
-        let carried = usize::try_from(if kept[0] == CHUNKS { 0 } else { kept[0] >> 25 }).unwrap();
-        let ahead = if carried == 0 { 0 } else { CARRY };
-        let mut packet = vec![b'?'; ahead];
-        packet[ahead - carried..].copy_from_slice(&text[from - carried..from]);
-        packet.extend(&text[from..to]);
-        let numbers;
-        (outcome, numbers) = programs.scan(PORT, &packet, Scanned::Answers { heads: owed >> whole, kept }).unwrap();
+        let (numbers, goes_on);
+        let answers = Scanned::Answers { heads: owed >> whole, begun };
+        (outcome, numbers, goes_on) = programs.scan(PORT, &text[from..to], answers).unwrap();
         match (outcome, numbers) {
-            (Outcome::More, [keep, length, found, closes]) => {
-                (kept, at, flags) = ([keep, length], to, 0);
+            (Outcome::More, [_, _, found, closes]) => {
+                (begun, at, flags) = (goes_on, to, 0);
                 (whole, last) = (whole + found, last | closes);
             }
             (Outcome::Done, [next, found, _, told]) => {
-                kept = if told & 4 == 0 { [0; 2] } else { [CHUNKS, 0] };
-                at = from + next as usize - ahead;
+                begun = Begun { kept: if told & 4 == 0 { [0; 2] } else { [CHUNKS, 0] }, ..Begun::default() };
+                at = from + next as usize;
                 (whole, last, flags) = (whole + found, last | told & 1, told & 6);
                 running = flags == 0 && at > to;
                 if flags & 2 != 0 {
@@ -410,22 +409,32 @@ fn f09_answers_are_followed_wherever_packets_end() {
         "HTTP/1.1 200 OK\r\nServer: BaseHTTP/0.6 Python/3.11.2\r\nX-Answered-By: pod\r\nContent-Length: 12\r\n\r\nhello, world",
         "HTTP/1.1 200 OK\r\nX-Target: /a\r\nTransfer-Encoding: chunked\r\nConnection: keep-alive\r\n\r\n5\r\nhello\r\n0\r\nX-End: 1\r\n\r\n",
         "HTTP/1.1 204 No Content\r\nX: y\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 000000012\r\nX: y\r\n\r\nhello, world",
     ];
     namespace::in_namespace(|| {
         let (programs, _) = load();
-        for (first, second) in [(0, 1), (1, 0), (1, 2), (2, 1)] {
+        for (first, second) in [(0, 1), (1, 0), (1, 2), (2, 3), (3, 1)] {
             let text = [texts[first], texts[second]].concat().into_bytes();
             for one in 1..text.len() {
                 for other in one + 1..text.len() {
-                    let (outcome, numbers) = pieces(&programs, &text, 0, &[0, one, other, text.len()]);
-                    let expected = [u32::try_from(text.len()).unwrap(), 2, 0, 0];
-                    assert_eq!(
-                        (outcome, numbers),
-                        (Outcome::Done, expected),
-                        "{first} {second}, cut at {one} and {other}"
-                    );
+                    ends_well(&programs, &text, &[0, one, other, text.len()]);
                 }
             }
         }
+        // Longer than what is looked at at once behind the beginning of a line.
+        let lines: String = (0..40).map(|n| format!("X-Line-{n}: {}\r\n", "v".repeat(n * 2))).collect();
+        let long = format!("HTTP/1.1 200 OK\r\n{lines}Content-Length: 12\r\n\r\nhello, world");
+        let text = [&long, texts[1]].concat().into_bytes();
+        for one in (1..text.len()).step_by(3) {
+            for length in [1, 2, 13, 64, 2000, 2048] {
+                ends_well(&programs, &text, &[0, one, (one + length).min(text.len() - 1), text.len()]);
+            }
+        }
     });
+}
+
+/// Two whole answers, which end with the text.
+fn ends_well(programs: &Programs, text: &[u8], cuts: &[usize]) {
+    let expected = (Outcome::Done, [u32::try_from(text.len()).unwrap(), 2, 0, 0]);
+    assert_eq!(pieces(programs, text, 0, cuts), expected, "cut at {cuts:?}: {}", text.escape_ascii());
 }

@@ -12,6 +12,8 @@
 
 mod context;
 mod maps;
+#[cfg(target_arch = "bpf")]
+mod object;
 
 use aya_ebpf::{bindings::sk_action::SK_PASS, macros::sk_lookup, programs::SkLookupContext};
 use aya_log_ebpf::debug;
@@ -65,18 +67,5 @@ fn steer(ctx: &SkLookupContext, lookup: &Lookup) {
     }
 }
 
-#[cfg(target_arch = "bpf")]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}
-
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}
-
-/// The kernel offers some helpers to GPL-compatible programs only, and reads here that this one is.
-#[cfg(target_arch = "bpf")]
-#[expect(unsafe_code, reason = "a named section of the object")]
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

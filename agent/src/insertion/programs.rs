@@ -23,7 +23,7 @@ use ipnet::IpNet;
 use sluice_ebpf_common::{
     self as abi,
     insertion::{
-        self as flows, ACTIVE_HOLD, COMMAND_AT, Command, Flow, FlowCounter, FlowKey, LOCAL_FACING_APP,
+        self as flows, ACTIVE_HOLD, CARRY, COMMAND_AT, Command, Flow, FlowCounter, FlowKey, LOCAL_FACING_APP,
         LOCAL_FACING_CALLER, LOCAL_PORT, Local, NameKey, Op, Outcome,
     },
 };
@@ -93,9 +93,24 @@ pub enum Scanned {
     Answers {
         /// A bit for each request that is owed an answer, the first in the lowest, whether it is a `HEAD`.
         heads: u32,
-        /// What the text goes on with; zeros where an answer begins.
-        kept: [u32; 2],
+        /// What the text goes on with.
+        begun: Begun,
     },
+}
+
+/// What the kernel knows of an answer that goes on in another packet; zeros where one begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Begun {
+    /// Where in the grammar, and a length.
+    pub kept: [u32; 2],
+    /// The beginning of a line that was cut.
+    pub carry: [u8; CARRY],
+}
+
+impl Default for Begun {
+    fn default() -> Self {
+        Self { kept: [0; 2], carry: [0; CARRY] }
+    }
 }
 
 /// The loaded programs and their maps.
@@ -309,25 +324,29 @@ impl Programs {
     /// many were found, which of the requests are `HEAD`, and bits: 1 for a message that says it is the last, 2 for an answer
     /// that only the connection's end ends, 4 for a chunked one of which a chunk's data ends there,
     /// 8 for a request that may fit a wiretap. With [`Outcome::More`]
-    /// the first two are what an answer goes on with in the next packet, and the third is how many have ended before.
+    /// the third is how many have ended before, and the rest is what an answer goes on with in the next packet.
     ///
     /// # Errors
-    /// When the kernel does not run the program.
-    pub fn scan(&self, port: u16, text: &[u8], what: Scanned) -> Result<(Outcome, [u32; 4]), ProgramError> {
+    /// When the kernel does not run the program: the text and the command have to fit into one page.
+    pub fn scan(&self, port: u16, text: &[u8], what: Scanned) -> Result<(Outcome, [u32; 4], Begun), ProgramError> {
+        const CARRY_AT: usize = COMMAND_AT + size_of::<Command>();
         let length = u32::try_from(text.len()).unwrap_or(u32::MAX);
         let key = FlowKey { caller: [0; 4], pod: [0; 4], caller_port: 0, port };
-        let numbers = match what {
-            Scanned::Requests => [length, 0, 0, 0, 0, 0],
-            Scanned::Answers { heads, kept: [kept, long] } => [length, 1 | heads << 1, kept, long, 0, 0],
+        let (numbers, begun) = match what {
+            Scanned::Requests => ([length, 0, 0, 0, 0, 0], Begun::default()),
+            Scanned::Answers { heads, begun } => ([length, 1 | heads << 1, begun.kept[0], begun.kept[1], 0, 0], begun),
         };
         let command = Command { key, op: Op::Scan as u32, id: 0, numbers, found: [0; 4] };
         let mut packet = vec![0; COMMAND_AT];
         packet.extend(command.to_bytes());
+        packet.extend(begun.carry);
         packet.extend(text);
         let mut out = vec![0; packet.len()];
         let code = self.run(&packet, Some(&mut out))?;
         let command = out.get(COMMAND_AT..).and_then(Command::from_bytes).unwrap_or(command);
-        Ok((Outcome::of(code), command.found))
+        let carry = out.get(CARRY_AT..).and_then(|rest| rest.first_chunk()).copied().unwrap_or(begun.carry);
+        let [keep, length, ..] = command.found;
+        Ok((Outcome::of(code), command.found, Begun { kept: [keep, length], carry }))
     }
 
     /// What was counted.

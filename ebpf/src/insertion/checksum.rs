@@ -7,7 +7,7 @@ use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_csum_level, bpf_loop, bpf_
 
 use super::{
     maps::{Scratch, bounded},
-    packet::Packet,
+    packet::{IPPROTO_TCP, Packet},
 };
 
 /// `BPF_CSUM_LEVEL_QUERY`.
@@ -16,7 +16,6 @@ const QUERY: u64 = 0;
 const PIECE: u32 = 512;
 /// Steps for the longest packet.
 const PIECES: u32 = 136;
-const IPPROTO_TCP: u32 = 6;
 
 /// How far the sum has come. In the scratch buffer, like the scanner's state and for the same reason.
 #[repr(C)]
@@ -89,7 +88,7 @@ extern "C" fn piece(_index: u64, step: *mut Step) -> u64 {
 /// The sum of the pseudo-header (RFC 9293 §3.1, RFC 8200 §8.1), as the processor reads its words.
 #[inline(always)]
 fn pseudo_header(packet: &Packet, length: u32) -> u64 {
-    let mut sum = length.to_be() as u64 + IPPROTO_TCP.to_be() as u64;
+    let mut sum = length.to_be() as u64 + (IPPROTO_TCP as u32).to_be() as u64;
     let first = if packet.v6 { 0 } else { 3 };
     for n in 0..4 {
         if n >= first {

@@ -6,12 +6,13 @@ use aya_ebpf::{
     macros::classifier,
     programs::TcContext,
 };
-use sluice_ebpf_common::insertion::{self as abi, Command, Flow, Op, Outcome, State, WINDOW};
+use sluice_ebpf_common::insertion::{self as abi, Command, Flow, Op, Outcome, State};
 
 use super::{
-    egress::{goes_back, may_go_back},
+    egress::{self, goes_back, may_go_back},
     ingress::release,
     maps::{self, FLOWS, Scratch, flow, locked, now},
+    packet::Packet,
     scan::{self, Verdict},
 };
 
@@ -127,40 +128,48 @@ fn act(flow: &mut Flow, command: &Command, now: u64) -> Outcome {
     Outcome::Unknown
 }
 
+/// Text that follows the command, read as the data of a packet; before it stands the beginning of a line, as
+/// [`scan::get_carry`] has left it, or room for one.
 #[inline(always)]
-#[expect(unsafe_code, reason = "a helper of the kernel")]
+#[expect(unsafe_code, reason = "helpers of the kernel")]
 fn scan(ctx: &TcContext, command: &mut Command, scratch: &mut Scratch) -> Outcome {
-    let total = command.numbers[0];
+    let Some(local) = maps::local(command.key.port) else { return Outcome::Gone };
+    let [total, is_answer, kept, length, ..] = command.numbers;
     if total == 0 {
         return Outcome::Undecided;
     }
-    let len = maps::bounded(total, WINDOW as u32);
-    let from = (abi::COMMAND_AT + size_of::<Command>()) as u32;
-    // SAFETY: the window has room for `len` bytes.
-    if unsafe { bpf_skb_load_bytes(ctx.skb.skb.cast(), from, scratch.bytes.as_mut_ptr().cast(), len) } != 0 {
+    let at = (abi::COMMAND_AT + size_of::<Command>()) as u32;
+    let packet = Packet::of_data(ctx.skb.skb, at + abi::CARRY as u32, total);
+    if is_answer == 0 {
+        let Some(len) = packet.load(scratch, 0) else { return Outcome::Unknown };
+        let verdict = scan::requests(scratch, local, len, total);
+        let next = scratch.scan.next;
+        return told(command, scratch, verdict, next);
+    }
+    let mut carry = [0_u64; abi::CARRY / 8];
+    // SAFETY: as many bytes as it has.
+    if unsafe { bpf_skb_load_bytes(packet.skb().cast(), at, (&raw mut carry).cast(), abi::CARRY as u32) } != 0 {
         return Outcome::Unknown;
     }
-    let port = command.key.port;
-    let Some(local) = maps::local(port) else { return Outcome::Gone };
-    let verdict = if command.numbers[1] == 0 {
-        scan::requests(scratch, local, len, total)
-    } else {
-        let [_, heads, kept, length, ..] = command.numbers;
-        scan::answers(scratch, heads >> 1, (kept, length), len, total)
-    };
+    let (verdict, next) = egress::read(&packet, scratch, is_answer >> 1, (kept, length), &carry, 0);
     if verdict == Verdict::Lines {
+        scan::get_carry(scratch, &mut carry);
+        // SAFETY: as above.
+        unsafe { bpf_skb_store_bytes(packet.skb().cast(), at, (&raw const carry).cast(), abi::CARRY as u32, 0) };
         let (kept, length) = scan::answer_head(&scratch.scan);
         command.found = [kept, length, scratch.scan.found, scratch.scan.last];
         return Outcome::More;
     }
-    command.found =
-        [scratch.scan.next, scratch.scan.found, scratch.scan.heads, scratch.scan.last | scratch.scan.unknown << 1];
-    if verdict == Verdict::Chunks {
-        command.found[3] |= 4;
-    }
-    if scratch.scan.fits != 0 {
-        command.found[3] |= 8;
-    }
+    told(command, scratch, verdict, next)
+}
+
+/// Says what was found.
+#[inline(always)]
+fn told(command: &mut Command, scratch: &Scratch, verdict: Verdict, next: u32) -> Outcome {
+    let scan = &scratch.scan;
+    let chunks = (verdict == Verdict::Chunks) as u32;
+    let fits = (scan.fits != 0) as u32;
+    command.found = [next, scan.found, scan.heads, scan.last | scan.unknown << 1 | chunks << 2 | fits << 3];
     match verdict {
         Verdict::Clean | Verdict::Chunks => Outcome::Done,
         Verdict::NotHttp => Outcome::State,

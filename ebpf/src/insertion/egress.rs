@@ -64,10 +64,10 @@ fn sluice_egress(ctx: TcContext) -> i32 {
         Act::Sink => return packet::turn_back(skb, abi::MARK_SINK),
         Act::Scan(offset) => scanned(&packet, flow, scratch, offset),
         Act::Last => {
-            let ending = &packet.last_five() == b"0\r\n\r\n";
+            let answer = open_ended(&packet);
             locked(flow, |flow| {
                 if flow.answer == Answer::Unknown as u32 || flow.answer == Answer::Ending as u32 {
-                    flow.answer = if ending { Answer::Ending as u32 } else { Answer::Unknown as u32 };
+                    flow.answer = answer;
                 }
             });
         }
@@ -288,6 +288,12 @@ fn begun(flow: &mut Flow, offset: u32) -> Act {
     Act::Scan(offset)
 }
 
+/// What is known of an answer whose end no length tells: whether this packet of it may be the last.
+#[inline(always)]
+fn open_ended(packet: &Packet) -> u32 {
+    if &packet.last_five() == b"0\r\n\r\n" { Answer::Ending as u32 } else { Answer::Unknown as u32 }
+}
+
 /// Windows of one packet.
 const WINDOWS: u32 = 64;
 
@@ -337,8 +343,36 @@ extern "C" fn window(_index: u64, step: *mut Step) -> u64 {
     0
 }
 
+/// Reads the answers of a packet from `offset` on, which lies in it: to those of the requests in `heads` that are `HEAD`,
+/// resumed with what is known of one that began in the packet before. What was found is in [`Scratch::scan`] then; returns
+/// what that means, and where the next answer begins, from the data's beginning.
 #[inline(always)]
 #[expect(unsafe_code, reason = "a helper of the kernel")]
+pub(crate) fn read(
+    packet: &Packet,
+    scratch: &mut Scratch,
+    heads: u32,
+    resumed: (u32, u32),
+    carry: &[u64; abi::CARRY / 8],
+    offset: u32,
+) -> (Verdict, u32) {
+    let carried = scan::carried(resumed.0);
+    let ahead = if carried == 0 { 0 } else { abi::CARRY as u32 };
+    if ahead != 0 {
+        scan::put_carry(scratch, carry, carried);
+    }
+    scratch.reading = Reading { offset, ahead, begun: 0, verdict: Verdict::Running };
+    let mut step = Step { scratch, packet, heads, resumed };
+    // Most answers have one.
+    if window(0, &raw mut step) == 0 {
+        // SAFETY: the callback has the signature that the kernel calls, and its context outlives the loop.
+        unsafe { bpf_loop(WINDOWS, window as *mut _, (&raw mut step).cast(), 0) };
+    }
+    let Reading { offset, ahead, verdict, .. } = scratch.reading;
+    (verdict, offset.wrapping_add(scratch.scan.next).wrapping_sub(ahead))
+}
+
+#[inline(always)]
 fn scanned(packet: &Packet, flow: &mut Flow, scratch: &mut Scratch, offset: u32) {
     if offset >= packet.len {
         return;
@@ -348,26 +382,15 @@ fn scanned(packet: &Packet, flow: &mut Flow, scratch: &mut Scratch, offset: u32)
         answer if answer == Answer::Chunks as u32 => (scan::CHUNKS, 0),
         _ => (0, 0),
     };
-    let ahead = if scan::carried(resumed.0) == 0 { 0 } else { abi::CARRY as u32 };
-    if ahead != 0 {
-        scan::put_carry(scratch, &flow.carry);
-    }
-    scratch.reading = Reading { offset, ahead, begun: 0, verdict: Verdict::Running };
-    let mut step = Step { scratch, packet, heads: flow.heads, resumed };
-    // Most answers have one.
-    if window(0, &raw mut step) == 0 {
-        // SAFETY: the callback has the signature that the kernel calls, and its context outlives the loop.
-        unsafe { bpf_loop(WINDOWS, window as *mut _, (&raw mut step).cast(), 0) };
-    }
-    let Reading { offset, ahead, verdict, .. } = scratch.reading;
-    let (found, unknown, next) = (scratch.scan.found, scratch.scan.unknown, scratch.scan.next.wrapping_sub(ahead));
+    let (verdict, next) = read(packet, scratch, flow.heads, resumed, &flow.carry, offset);
+    let (found, unknown) = (scratch.scan.found, scratch.scan.unknown);
     let (head, length) = scan::answer_head(&scratch.scan);
     let last = scratch.scan.last;
-    let lost = unknown != 0 || (verdict != Verdict::Clean && verdict != Verdict::Lines && verdict != Verdict::Chunks);
-    let ending = lost && &packet.last_five() == b"0\r\n\r\n";
+    let followed = verdict == Verdict::Clean || verdict == Verdict::Lines || verdict == Verdict::Chunks;
+    let lost = if unknown != 0 || !followed { open_ended(packet) } else { Answer::Unknown as u32 };
     locked(flow, |flow| {
-        if verdict != Verdict::Clean && verdict != Verdict::Lines && verdict != Verdict::Chunks {
-            flow.answer = if ending { Answer::Ending as u32 } else { Answer::Unknown as u32 };
+        if !followed {
+            flow.answer = lost;
             return;
         }
         flow.answered = flow.answered.wrapping_add(found);
@@ -379,7 +402,7 @@ fn scanned(packet: &Packet, flow: &mut Flow, scratch: &mut Scratch, offset: u32)
                 flow.state = State::Wire as u32;
             }
         }
-        let begin = packet.seq.wrapping_add(flow.dout).wrapping_add(offset);
+        let begin = packet.seq.wrapping_add(flow.dout);
         if verdict == Verdict::Lines {
             flow.answer = Answer::Head as u32;
             flow.answer_head = head;
@@ -389,8 +412,8 @@ fn scanned(packet: &Packet, flow: &mut Flow, scratch: &mut Scratch, offset: u32)
             flow.answer = Answer::Chunks as u32;
             flow.answer_end = begin.wrapping_add(next);
         } else if unknown != 0 {
-            flow.answer = if ending { Answer::Ending as u32 } else { Answer::Unknown as u32 };
-        } else if next > packet.len - offset {
+            flow.answer = lost;
+        } else if next > packet.len {
             flow.answer = Answer::Length as u32;
             flow.answer_end = begin.wrapping_add(next);
         } else {

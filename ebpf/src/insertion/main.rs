@@ -35,6 +35,9 @@ mod copy;
 mod egress;
 mod ingress;
 mod maps;
+#[cfg(target_arch = "bpf")]
+#[path = "../object.rs"]
+mod object;
 mod packet;
 mod scan;
 mod spare;
@@ -44,18 +47,5 @@ pub(crate) const PASS: i32 = -1;
 /// Not to the app.
 pub(crate) const DROP: i32 = 2;
 
-#[cfg(target_arch = "bpf")]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}
-
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}
-
-/// The kernel offers some helpers to GPL-compatible programs only, and reads here that this one is.
-#[cfg(target_arch = "bpf")]
-#[expect(unsafe_code, reason = "a named section of the object")]
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

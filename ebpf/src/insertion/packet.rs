@@ -20,7 +20,8 @@ use super::maps::{Scratch, bounded, of_generation};
 mod options;
 
 const L3: u32 = 14;
-const IPPROTO_TCP: u8 = 6;
+/// Of the IP header.
+pub(crate) const IPPROTO_TCP: u8 = 6;
 
 pub(crate) const FIN: u8 = 0x01;
 pub(crate) const SYN: u8 = 0x02;
@@ -194,6 +195,27 @@ impl Packet {
             header,
             len: total - header,
         })
+    }
+
+    /// One that has nothing but data, `len` bytes from `at` on: for what is no packet.
+    #[inline(always)]
+    pub(crate) const fn of_data(skb: *mut __sk_buff, at: u32, len: u32) -> Self {
+        Self {
+            skb,
+            l4: at,
+            v6: false,
+            source: [0; 4],
+            destination: [0; 4],
+            source_port: 0,
+            destination_port: 0,
+            seq: 0,
+            ack: 0,
+            flags: 0,
+            window: 0,
+            checksum: 0,
+            header: 0,
+            len,
+        }
     }
 
     /// The packet itself.

@@ -194,22 +194,22 @@ pub(crate) fn carried(resumed: u32) -> u32 {
     if resumed == CHUNKS { 0 } else { answer::carried(resumed) }
 }
 
-/// The last bytes of the window. Word by word, as the stack has no room for them.
+/// The line that the window's end cuts, from its beginning on. Word by word, as the stack has no room for it.
 #[inline(always)]
 pub(crate) fn get_carry(scratch: &Scratch, carry: &mut [u64; CARRY / 8]) {
-    let from = scratch.scan.len.wrapping_sub(CARRY as u32);
     for (n, kept) in carry.iter_mut().enumerate() {
-        *kept = word(scratch, from.wrapping_add(n as u32 * 8));
+        *kept = word(scratch, scratch.scan.line.wrapping_add(n as u32 * 8));
     }
 }
 
-/// Puts them before those of the next packet.
+/// Puts `carried` bytes of it, at most [`CARRY`], before those of the next packet, which overwrite what is behind them.
 #[inline(always)]
 #[expect(unsafe_code, reason = "words of a buffer of bytes")]
-pub(crate) fn put_carry(scratch: &mut Scratch, carry: &[u64; CARRY / 8]) {
+pub(crate) fn put_carry(scratch: &mut Scratch, carry: &[u64; CARRY / 8], carried: u32) {
+    let at = (CARRY as u32).wrapping_sub(carried) & (CARRY as u32 - 1);
     for (n, word) in carry.iter().enumerate() {
-        // SAFETY: the window has more bytes than that.
-        unsafe { scratch.bytes.as_mut_ptr().cast::<u64>().add(n).write_unaligned(*word) };
+        // SAFETY: less than twice as far into the window, which is longer than that.
+        unsafe { scratch.bytes.as_mut_ptr().add(at as usize + n * 8).cast::<u64>().write_unaligned(*word) };
     }
 }
 

@@ -12,11 +12,13 @@ use sluice_ebpf_common::{
     insertion::{self as abi, Flow, FlowCounter, FlowKey, State},
 };
 
-use super::maps::{self, FLOWS, LISTENERS, count, flow};
+use super::{
+    maps::{self, FLOWS, LISTENERS, count, flow},
+    packet::IPPROTO_TCP,
+};
 
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
-const IPPROTO_TCP: u32 = 6;
 
 /// The program.
 #[sk_lookup]
@@ -40,7 +42,7 @@ fn steer(ctx: &SkLookupContext) -> Option<()> {
             read_volatile(&raw const (*lookup).remote_port),
         )
     };
-    if protocol != IPPROTO_TCP {
+    if protocol != IPPROTO_TCP as u32 {
         return None;
     }
     let local = maps::local(port as u16)?;

@@ -18,7 +18,8 @@ pub(super) struct Flows {
     pub(super) count: usize,
     /// Ports of callers in whose connections the agent is.
     pub(super) inserted: BTreeSet<u16>,
-    /// Ports of callers whose connections have shifted numbers, by what the agent has answered in them or will have.
+    /// Ports of callers whose connections have shifted numbers or timestamps, by what the agent has answered in them or will
+    /// have.
     pub(super) shifted: BTreeSet<u16>,
     /// How many of each kind: their state and flags, and whether their numbers are shifted.
     pub(super) kinds: BTreeMap<String, usize>,
@@ -52,6 +53,8 @@ struct Value {
     flags: u32,
     din: u32,
     dout: u32,
+    time_in: u32,
+    time_out: u32,
 }
 
 // === impl Flows ===
@@ -80,12 +83,13 @@ impl Flows {
     fn read(&mut self, text: &str) -> Result<()> {
         let entries: Vec<Entry> = serde_json::from_str(text)?;
         self.count += entries.len();
-        for Formatted { key, value: Value { state, flags, din, dout } } in entries.iter().map(|entry| &entry.formatted)
-        {
-            let shifted = if din | dout == 0 { "" } else { ", shifted" };
-            if *state == SPLIT || din | dout != 0 {
+        for Formatted { key, value } in entries.iter().map(|entry| &entry.formatted) {
+            let Value { state, flags, din, dout, time_in, time_out } = value;
+            let is_shifted = din | dout | time_in | time_out != 0;
+            if *state == SPLIT || is_shifted {
                 self.shifted.insert(key.caller_port);
             }
+            let shifted = if is_shifted { ", shifted" } else { "" };
             *self.kinds.entry(format!("state {state}, flags {flags:#x}{shifted}")).or_default() += 1;
         }
         let inserted = entries.iter().filter(|entry| entry.formatted.value.state == SPLIT);
@@ -100,20 +104,22 @@ mod tests {
 
     #[test]
     fn flows_are_counted_and_inserted_ones_known_by_their_callers_port() {
-        let entry = |port, state| {
+        let entry = |port, state, [dout, time_in]: [u32; 2]| {
             format!(
                 r#"{{"key":["0x00"],"value":["0x00"],"formatted":{{"key":{{"caller":[0,0,4294901760,16796938],
-                "caller_port":{port},"port":8080}},"value":{{"lock":{{"val":0}},"state":{state},"flags":192,"din":0,"dout":1}}}}}}"#
+                "caller_port":{port},"port":8080}},"value":{{"lock":{{"val":0}},"state":{state},"flags":192,"din":0,"dout":{dout},
+                "time_in":{time_in},"time_out":0}}}}}}"#
             )
         };
         let mut flows = Flows::default();
-        flows.read(&format!("[{},{}]", entry(60928, 2), entry(60929, 0))).unwrap();
+        flows.read(&format!("[{},{}]", entry(60928, 2, [0, 0]), entry(60929, 0, [1, 0]))).unwrap();
+        flows.read(&format!("[{},{}]", entry(60930, 0, [0, 3]), entry(60931, 0, [0, 0]))).unwrap();
         flows.read("[]").unwrap();
-        assert_eq!((flows.count, flows.inserted), (2, BTreeSet::from([60928])));
-        assert_eq!(flows.shifted, BTreeSet::from([60928, 60929]));
+        assert_eq!((flows.count, flows.inserted), (4, BTreeSet::from([60928])));
+        assert_eq!(flows.shifted, BTreeSet::from([60928, 60929, 60930]));
         assert_eq!(
             flows.kinds.keys().collect::<Vec<_>>(),
-            ["state 0, flags 0xc0, shifted", "state 2, flags 0xc0, shifted"]
+            ["state 0, flags 0xc0", "state 0, flags 0xc0, shifted", "state 2, flags 0xc0"]
         );
     }
 }

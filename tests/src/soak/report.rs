@@ -198,7 +198,11 @@ impl Document {
         let let_go = let_go.map(|let_go| {
             let took = let_go.answered - let_go.sent;
             let how = if let_go.pipelined { "pipelined, " } else { "" };
-            format!("the app answered what was the laptop's, {how}after {took:?}, {}", when(let_go.answered))
+            let (answered, opened) = (when(let_go.answered), when(let_go.opened));
+            format!(
+                "the app answered what was the laptop's, {how}after {took:?}, {answered}; port {}, opened {opened}",
+                let_go.port
+            )
         });
         let mut faults: Vec<_> = killed.iter().filter_map(|killed| killed.failure.clone()).collect();
         add(&mut faults, events.wrong.iter().map(|(at, what)| format!("{}: {what}", when(*at))));

@@ -173,36 +173,26 @@ pub(super) fn feed(scratch: &mut Scratch, pos: u32) -> Verdict {
     }
 }
 
-/// Behind the bytes that are there.
+/// Behind the bytes that are there. Where what is read may be cut at any byte it goes on from there; [`carry`] sees to the
+/// rest.
 #[inline(always)]
 pub(super) fn beyond(scan: &mut Scan, mode: u32, pos: u32) -> Verdict {
-    if scan.answers == 0 {
-        // Its end is in another packet, or behind the window.
+    let anywhere = mode == at::VALUE || mode == at::LINE || mode == at::SIZE || mode == at::DATA_END;
+    // Between two answers; [`begin_answer`] sees to the packet's end.
+    let between = mode == at::STATUS;
+    if scan.answers == 0 || !(anywhere || between) {
+        // Of a request the rest is in another packet, or behind the window.
         return Verdict::Undecided;
     }
-    scan.next = pos;
     // Words were read over the end, but what is not there has to be read yet.
-    if mode == at::VALUE && pos > scan.len {
-        scan.next = scan.len;
-    }
-    let anywhere = mode == at::VALUE || mode == at::LINE || mode == at::SIZE || mode == at::DATA_END;
-    if scan.len < scan.total && pos < scan.total {
+    scan.next = if mode == at::VALUE && pos > scan.len { scan.len } else { pos };
+    if scan.len < scan.total && scan.next < scan.total {
         if scan.cr != 0 {
             scan.mode = at::FEED;
-            return Verdict::More;
         }
-        if anywhere || mode == at::STATUS {
-            return Verdict::More;
-        }
-        if scan.line > 0 {
-            // The whole line once more.
-            scan.next = scan.line;
-            scan.mode = at::LINE;
-            return Verdict::More;
-        }
-        return Verdict::Undecided;
+        return Verdict::More;
     }
-    if anywhere && scan.next <= scan.total {
+    if scan.next <= scan.total {
         scan.mode = mode;
         return Verdict::Lines;
     }
@@ -249,14 +239,14 @@ pub(super) fn carried(kept: u32) -> u32 {
     if carried > CARRY as u32 { 0 } else { carried }
 }
 
-/// Behind a scan that has stopped: if that was within a line of which the rest is in another packet, and which began not
-/// long before this one's end, the whole line can be read then.
+/// Behind a scan that has stopped: if that was within a line of which the rest is behind the window or in another packet, and
+/// which began not long before, the whole line can be read then.
 #[inline(always)]
 pub(super) fn carry(scratch: &mut Scratch) -> Verdict {
     let Scan { answers, line, len, total, mode, sized, status, trailer, .. } = scratch.scan;
     let length = len.wrapping_sub(line);
     let of_chunk = mode == at::SIZE || mode == at::DATA_END || sized != 0;
-    if answers == 0 || of_chunk || len != total || length == 0 || length > CARRY as u32 {
+    if answers == 0 || of_chunk || length == 0 || length > CARRY as u32 {
         return Verdict::Undecided;
     }
     let mut ended = 0;
@@ -273,6 +263,10 @@ pub(super) fn carry(scratch: &mut Scratch) -> Verdict {
     }
     scratch.scan.mode = if status == 0 && trailer == 0 { at::STATUS } else { at::LINE };
     scratch.scan.cr = 0;
+    if len < total {
+        scratch.scan.next = line;
+        return Verdict::More;
+    }
     scratch.scan.carried = length;
     Verdict::Lines
 }

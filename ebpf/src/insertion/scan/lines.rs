@@ -99,6 +99,8 @@ fn named(scratch: &mut Scratch, pos: u32, hash: u64) -> Verdict {
     scratch.scan.text = 0;
     if hash == CONTENT_LENGTH {
         scratch.scan.mode = at::LENGTH;
+        // Digits of a line that was cut are read again.
+        scratch.scan.length = 0;
         // Twice is once too often.
         return if scratch.scan.has_length == 0 { Verdict::Running } else { Verdict::Undecided };
     }
