@@ -47,6 +47,11 @@ pub(crate) enum End {
     Http2(#[source] h2::Error),
 }
 
+/// What a client is told when a stream is opened for the connection of `peer` to `destination`.
+pub(crate) fn opening(rule: &Rule, kind: Kind, peer: SocketAddr, destination: SocketAddr) -> Open {
+    Open { intercept: rule.intercept.name.clone(), kind, port: destination.port(), peer, destination, copy: false }
+}
+
 /// What all connections of an agent share.
 #[derive(Debug)]
 pub struct Shared {
@@ -140,16 +145,9 @@ impl Steered {
         })
     }
 
-    /// What a client is told when a stream is opened for this connection.
+    /// [`opening`] for this connection.
     pub(crate) fn open(&self, rule: &Rule, kind: Kind) -> Open {
-        Open {
-            intercept: rule.intercept.name.clone(),
-            kind,
-            port: self.port,
-            peer: self.peer,
-            destination: self.destination,
-            copy: false,
-        }
+        opening(rule, kind, self.peer, self.destination)
     }
 
     async fn divert_all(mut self, rule: &Rule) -> Result<(), End> {

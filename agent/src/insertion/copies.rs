@@ -5,12 +5,12 @@ use std::sync::Arc;
 use sluice_ebpf_common::insertion::FlowKey;
 use sluice_protocol::{
     rules::matcher::{Fits, Rule},
-    stream::{Kind, Open},
+    stream::Kind,
 };
 
 use super::joining::{caller_of, pod_of};
 use crate::{
-    connection::Shared,
+    connection::{Shared, opening},
     http1::head::{Parsed, parse_request},
     metrics::Decision,
     wiretap::RequestTaps,
@@ -20,14 +20,7 @@ use crate::{
 pub(super) fn deliver(shared: &Arc<Shared>, key: &FlowKey, requests: &[u8]) {
     let rules = shared.rules.load();
     let Some(rules) = rules.port(key.port) else { return };
-    let open = |rule: &Rule| Open {
-        intercept: rule.intercept.name.clone(),
-        kind: Kind::Http,
-        port: key.port,
-        peer: caller_of(key),
-        destination: pod_of(key),
-        copy: true,
-    };
+    let open = |rule: &Rule| opening(rule, Kind::Http, caller_of(key), pod_of(key));
     let (mut taps, mut rest) = (RequestTaps::default(), requests);
     while let Parsed::Head((head, Fits { copied_to, .. })) = parse_request(rest, |view| rules.decide(view)) {
         shared.metrics.request(Decision::Passed);

@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use sluice_ebpf_common::insertion::{FLAG_CLOCK, FlowKey, Op, Outcome, UNTIMED};
+use sluice_ebpf_common::insertion::{FLAG_CLOCK, Flow, FlowKey, Op, Outcome, UNTIMED};
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
@@ -155,18 +155,7 @@ impl Inserted {
             self.stays = true;
             return Ok(false);
         }
-        // Where the agent stops nobody will translate.
-        let (time_out, clock) = match self.timed && !self.stops {
-            true => {
-                if flow.flags & FLAG_CLOCK == 0 {
-                    return Ok(false);
-                }
-                let now = clock_ms()?;
-                let since = |socket| repair::time(socket).map(|time| time.wrapping_sub(now));
-                (since(caller)?.wrapping_sub(flow.app_clock), since(app)?)
-            }
-            false => (0, UNTIMED),
-        };
+        let Some((time_out, clock)) = self.times(&flow, caller, app)? else { return Ok(false) };
         let numbers = [from_caller, to_caller, din, dout, time_out, clock];
         if programs.command(&self.key, self.id, Op::Arm, &numbers) != Outcome::Done {
             return Ok(false);
@@ -177,6 +166,20 @@ impl Inserted {
         }
         programs.command(&self.key, self.id, Op::Disarm, &[]);
         Ok(false)
+    }
+
+    /// How the kernel is to translate timestamps, as [`Op::Arm`] takes it; `None` where that cannot be told yet.
+    fn times(&self, flow: &Flow, caller: &Socket, app: &Socket) -> io::Result<Option<(u32, u32)>> {
+        if !self.timed || self.stops {
+            // Where the agent stops nobody will translate.
+            return Ok(Some((0, UNTIMED)));
+        }
+        if flow.flags & FLAG_CLOCK == 0 {
+            return Ok(None);
+        }
+        let now = clock_ms()?;
+        let since = |socket| repair::time(socket).map(|time| time.wrapping_sub(now));
+        Ok(Some((since(caller)?.wrapping_sub(flow.app_clock), since(app)?)))
     }
 }
 

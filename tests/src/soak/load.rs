@@ -72,6 +72,8 @@ pub(super) struct LetGo {
     pub(super) opened: Instant,
     /// It was sent before another one was answered.
     pub(super) pipelined: bool,
+    /// None of its connection was answered before it was sent.
+    pub(super) first: bool,
     pub(super) sent: Instant,
     pub(super) answered: Instant,
 }
@@ -89,6 +91,7 @@ struct Connection {
     caller: Http1Caller,
     port: u16,
     opened: Instant,
+    fresh: bool,
 }
 
 /// Why a caller gave up a connection.
@@ -155,7 +158,7 @@ async fn open(from: &Host, to: SocketAddr, record: &Record) -> Option<Connection
     let connected = timeout(LIMIT, from.connect(to)).await.map_err(|_| anyhow!("no connection within {LIMIT:?}"));
     let connection = connected.flatten().and_then(|stream| {
         let port = stream.local_addr()?.port();
-        Ok(Connection { caller: Http1Caller::over(stream)?, port, opened })
+        Ok(Connection { caller: Http1Caller::over(stream)?, port, opened, fresh: true })
     });
     let mut events = record.lock();
     match connection {
@@ -187,6 +190,7 @@ async fn some(
         })
         .collect();
     let (sent, port, opened) = (Instant::now(), connection.port, connection.opened);
+    let first = std::mem::take(&mut connection.fresh);
     let all: Vec<_> = asks.iter().flat_map(Ask::bytes).collect();
     let sending = timeout(LIMIT, connection.caller.send(&all)).await;
     let age = sent - opened;
@@ -218,7 +222,7 @@ async fn some(
         let mut events = record.lock();
         events.requests += 1;
         match (ask.fits, by_app) {
-            (true, true) => events.let_go.push(LetGo { port, opened, pipelined: number > 0, sent, answered }),
+            (true, true) => events.let_go.push(LetGo { port, opened, pipelined: number > 0, first, sent, answered }),
             (true, false) => events.taken += 1,
             (false, _) => {}
         }

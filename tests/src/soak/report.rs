@@ -21,6 +21,9 @@ const TAKES: Duration = Duration::from_secs(2);
 /// From this minute on memory must not grow, if there are as many more to see that.
 const GROWN: u32 = 5;
 
+/// Why the agent does not join a connection of which the app has no socket yet, as its metrics name it.
+const NO_SOCKET: &str = "no_socket";
+
 /// Examples of each fault that are told.
 const SHOWN: usize = 20;
 
@@ -45,6 +48,9 @@ pub struct Document {
     pub let_go: usize,
     /// Those that fit and were answered by the app later, on connections that depend on a dead worker's programs.
     pub let_go_older: usize,
+    /// Those that fit and were the first of a connection whose handshake was not over yet: its last packet was lost behind the
+    /// programs, where this network loses packets. As many connections as the agent has counted.
+    pub let_go_early: usize,
     /// Connections that the agent was in when its worker was killed, and that ended with it.
     pub ended_with_worker: usize,
     /// How often connections were joined.
@@ -194,7 +200,12 @@ impl Document {
             let Broken { port, at, what, .. } = broken;
             format!("a connection broke that the agent was not in, port {port}, {}: {what}", when(*at))
         });
-        let let_go = events.let_go.iter().filter(|let_go| !without(let_go) && !older(let_go));
+        let no_socket = all().filter_map(|killed| killed.not_inserted.get(NO_SOCKET)).sum::<u64>();
+        let early = events.let_go.iter().filter(|let_go| let_go.first && !without(let_go) && !older(let_go));
+        let early: BTreeSet<_> = early.map(|let_go| (let_go.opened, let_go.port)).collect();
+        let early: BTreeSet<_> = early.into_iter().take(no_socket.try_into().unwrap_or(usize::MAX)).collect();
+        let early = |let_go: &LetGo| let_go.first && early.contains(&(let_go.opened, let_go.port));
+        let let_go = events.let_go.iter().filter(|let_go| !without(let_go) && !older(let_go) && !early(let_go));
         let let_go = let_go.map(|let_go| {
             let took = let_go.answered - let_go.sent;
             let how = if let_go.pipelined { "pipelined, " } else { "" };
@@ -235,6 +246,7 @@ impl Document {
             taken: events.taken,
             let_go: events.let_go.iter().filter(|let_go| without(let_go)).count(),
             let_go_older: events.let_go.iter().filter(|let_go| older(let_go)).count(),
+            let_go_early: events.let_go.iter().filter(|let_go| early(let_go)).count(),
             ended_with_worker: kills.iter().map(|kill| kill.ended).sum(),
             insertions: all().map(|killed| killed.insertions).sum(),
             returned: all().map(|killed| killed.returned).sum(),
@@ -277,7 +289,8 @@ impl Document {
         let _ = writeln!(
             text,
             "\n{} requests over {} connections in {} s, of which {} fitted and went to the laptop, and {} to the app while \
-             there was no worker with a client, and {} on connections that a dead worker has left;\n\
+             there was no worker with a client, {} on connections that a dead worker has left, and {} before the end of a \
+             handshake;\n\
              {} insertions and {} returns; held requests that were let go: {:?}",
             self.requests,
             self.connections,
@@ -285,6 +298,7 @@ impl Document {
             self.taken,
             self.let_go,
             self.let_go_older,
+            self.let_go_early,
             self.insertions,
             self.returned,
             self.not_inserted
@@ -395,6 +409,7 @@ mod tests {
                 port: 7,
                 opened: start,
                 pipelined: false,
+                first: false,
                 sent: start + sent * second,
                 answered: start + answered * second,
             }],
