@@ -34,6 +34,8 @@ enum Act {
     Pass,
     /// To the app, and the flow is over.
     PassLast,
+    /// To the app, as all that was held.
+    LetGo,
     /// To nobody: the caller sends it again.
     Drop,
     /// To the agent's socket.
@@ -93,9 +95,8 @@ fn sluice_ingress(ctx: TcContext) -> i32 {
     let act = locked(flow, |flow| decide(flow, &packet, local.active != 0));
     let held = flow.state == State::Held as u32 && matches!(act, Act::Copy(_) | Act::Drop);
     if held && maps::now().wrapping_sub(flow.held_since) > PATIENCE {
-        count(FlowCounter::Late, 1);
         locked(flow, release);
-        return finish(&packet, &key, local, flow, scratch, Act::Pass);
+        return finish(&packet, &key, local, flow, scratch, Act::LetGo);
     }
     match act {
         Act::Scan(from) => scanned(skb, &packet, &key, local, flow, scratch, from),
@@ -195,6 +196,11 @@ fn held(flow: &mut Flow, packet: &Packet) -> Act {
     if packet.len == 0 || !after(packet.end(), flow.held_from) {
         let ready = flow.caller_ack == flow.sent_end && flow.app_ack == flow.held_from;
         return if ready { Act::Ready } else { Act::Pass };
+    }
+    if after(flow.held_from, packet.seq) && after(flow.held_from, flow.app_ack) {
+        // What the app has not got comes in one piece with what is held: it would wait for ever.
+        release(flow);
+        return Act::LetGo;
     }
     if after(packet.seq, flow.held_to) || !after(packet.end(), flow.held_to) {
         return Act::Drop;
@@ -418,6 +424,7 @@ fn finish(packet: &Packet, key: &FlowKey, local: &Local, flow: &mut Flow, scratc
             count(FlowCounter::Returned, 1);
             maps::tell(key, EventKind::Returned, flow.id);
         }
+        Act::LetGo => count(FlowCounter::Late, 1),
         Act::Pass | Act::PassLast => {}
     }
     if flow.flags & abi::FLAG_TIMED != 0 {

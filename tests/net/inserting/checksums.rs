@@ -10,10 +10,10 @@ use crate::{HTTP, SOON, Scene, play};
 const FORGER: &str = include_str!("forger.py");
 
 /// A caller that sends, on a connection on which it has been answered once, a request that fits in a frame of its own making.
-fn forge(scene: &Scene, to: IpAddr, checksum: &str) -> Result<Process> {
+fn forge(scene: &Scene, to: IpAddr, what: &str) -> Result<Process> {
     let pod = to.to_string();
     let mut command = Command::new("python3");
-    command.args(["-c", FORGER, &pod, &HTTP.to_string(), checksum, &format!("{}: {}", MATCHING.0, MATCHING.1)]);
+    command.args(["-c", FORGER, &pod, &HTTP.to_string(), what, &format!("{}: {}", MATCHING.0, MATCHING.1)]);
     scene.stage.caller.spawn(command)
 }
 
@@ -66,4 +66,30 @@ async fn f05_a_packet_with_a_wrong_checksum_is_nothing() -> Result<()> {
 async fn f05_the_same_packet_with_the_right_checksum_is_a_request() -> Result<()> {
     Box::pin(right("f05_right", |pod| Ok(pod.at(HTTP).ip()))).await?;
     Box::pin(right("f05_right6", |pod| Ok(pod.at_v6(HTTP)?.ip()))).await
+}
+
+/// A caller repeats what got lost behind the programs together with the request behind it, which is held. The app needs the
+/// one, so it gets both.
+async fn again(name: &str, to: impl FnOnce(&Host) -> Result<IpAddr>) -> Result<()> {
+    play(Scene::set(name, &[]).await?, async |scene| {
+        let forger = forge(scene, to(&scene.stage.pod)?, "again")?;
+        eventually(SOON / 4, "the app has both", || async {
+            let got: Vec<_> = scene.app.requests().into_iter().map(|request| request.target).collect();
+            ensure!(got == ["/before", "/first", "/second"], "{got:?}, {}", forger.output());
+            Ok(())
+        })
+        .await?;
+        ensure!(at_the_laptop(scene).is_empty(), "{:?} at the laptop", at_the_laptop(scene));
+        let look = scene.look().await?;
+        ensure!(look.held == 1 && look.late == 1 && scene.insertions().await? == 0, "{look:?}");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn f05_what_comes_again_with_a_held_request_is_not_kept_from_the_app() -> Result<()> {
+    Box::pin(again("f05_again", |pod| Ok(pod.at(HTTP).ip()))).await?;
+    Box::pin(again("f05_again6", |pod| Ok(pod.at_v6(HTTP)?.ip()))).await
 }

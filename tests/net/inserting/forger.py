@@ -1,10 +1,11 @@
-# Sends a request over a connection that exists, in a frame made by hand, whose TCP checksum is right or wrong.
+# Sends requests over a connection that exists, in frames made by hand: one whose TCP checksum is right or wrong, or one
+# that the app's TCP does not take, another behind it, and both again in one frame.
 import socket
 import struct
 import sys
 import time
 
-host, port, checksum, header = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
+host, port, what, header = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
 
 wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
 caller = socket.create_connection((host, port))
@@ -49,24 +50,40 @@ try:
 except TimeoutError:
     pass
 
-body = f"GET /forged HTTP/1.1\r\nHost: app.test\r\n{header}\r\n\r\n".encode()
-ip, tcp = bytearray(frame[14:tcp_at]), bytearray(frame[tcp_at:])
-if tcp_at == 54:
-    struct.pack_into("!H", ip, 4, len(tcp) + len(body))
-    addresses = bytes(ip[8:40])
+
+
+def request(target, header):
+    return f"GET {target} HTTP/1.1\r\nHost: app.test\r\n{header}\r\n\r\n".encode()
+
+
+def send(ahead, body, right):
+    ip, tcp = bytearray(frame[14:tcp_at]), bytearray(frame[tcp_at:])
+    if tcp_at == 54:
+        struct.pack_into("!H", ip, 4, len(tcp) + len(body))
+        addresses = bytes(ip[8:40])
+    else:
+        struct.pack_into("!H", ip, 2, 20 + len(tcp) + len(body))
+        struct.pack_into("!H", ip, 10, 0)
+        struct.pack_into("!H", ip, 10, ~summed(bytes(ip)) & 0xFFFF)
+        addresses = bytes(ip[12:20])
+    struct.pack_into("!II", tcp, 4, (ours + ahead) & 0xFFFFFFFF, acked & 0xFFFFFFFF)
+    tcp[13] = 0x18
+    struct.pack_into("!H", tcp, 16, 0)
+    pseudo = addresses + struct.pack("!II", 6, len(tcp) + len(body))
+    checksum = ~summed(pseudo + bytes(tcp) + body) & 0xFFFF
+    struct.pack_into("!H", tcp, 16, checksum if right else checksum ^ 0x0101)
+    wire.sendto(frame[:14] + bytes(ip) + bytes(tcp) + body, (device, 0))
+
+
+if what == "again":
+    first, second = request("/first", "X-Fits: not"), request("/second", header)
+    send(0, first, False)
+    send(len(first), second, True)
+    send(0, first + second, True)
+    print("sent", flush=True)
 else:
-    struct.pack_into("!H", ip, 2, 20 + len(tcp) + len(body))
-    struct.pack_into("!H", ip, 10, 0)
-    struct.pack_into("!H", ip, 10, ~summed(bytes(ip)) & 0xFFFF)
-    addresses = bytes(ip[12:20])
-struct.pack_into("!II", tcp, 4, ours & 0xFFFFFFFF, acked & 0xFFFFFFFF)
-tcp[13] = 0x18
-struct.pack_into("!H", tcp, 16, 0)
-pseudo = addresses + struct.pack("!II", 6, len(tcp) + len(body))
-right = ~summed(pseudo + bytes(tcp) + body) & 0xFFFF
-struct.pack_into("!H", tcp, 16, right if checksum == "right" else right ^ 0x0101)
-wire.sendto(frame[:14] + bytes(ip) + bytes(tcp) + body, (device, 0))
-print("sent", flush=True)
-if checksum == "wrong":
-    print("after:", ask("/after"), flush=True)
+    send(0, request("/forged", header), what == "right")
+    print("sent", flush=True)
+    if what == "wrong":
+        print("after:", ask("/after"), flush=True)
 time.sleep(60)
