@@ -6,9 +6,9 @@
 //! Judged is what `sluice-agent --supervised` promises. A connection may end when the worker is killed only if the agent
 //! was in it at that moment: the worker is stopped first, so that the kernel's own list of connections says for certain in
 //! which it is, and killed then. A request that fits may be answered by the app only from that moment until another worker
-//! has its client, and behind that on connections whose numbers were shifted: they depend on the dead worker's programs, and
-//! no other one may join them (counted apart). Nothing may be answered wrongly, or not at all. At the end nothing has piled up: connections in the
-//! kernel's list, sockets, files, memory.
+//! has its client, and behind that on connections that are older than that worker, which leaves them alone (counted apart).
+//! Nothing may be answered wrongly, or not at all. At the end nothing has piled up: connections in the kernel's list, sockets,
+//! files, memory.
 
 mod app;
 mod flows;
@@ -156,7 +156,7 @@ impl<'s> Soak<'s> {
             kill(pid, Signal::SIGKILL).context("killing the worker")?;
             killed.stopped = killed.at.elapsed();
             let flows = flows?;
-            (killed.flows, killed.inserted, killed.shifted) = (flows.count, flows.inserted, flows.shifted);
+            (killed.flows, killed.inserted) = (flows.count, flows.inserted);
             eventually(RECOVERS, "another worker has its client", || async {
                 ensure!(self.agent.process().child()? != worker, "the worker is still there");
                 let clients = self.agent.status().await?.clients;

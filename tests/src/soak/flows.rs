@@ -18,9 +18,6 @@ pub(super) struct Flows {
     pub(super) count: usize,
     /// Ports of callers in whose connections the agent is.
     pub(super) inserted: BTreeSet<u16>,
-    /// Ports of callers whose connections have shifted numbers or timestamps, by what the agent has answered in them or will
-    /// have.
-    pub(super) shifted: BTreeSet<u16>,
     /// How many of each kind: their state and flags, and whether their numbers are shifted.
     pub(super) kinds: BTreeMap<String, usize>,
 }
@@ -85,15 +82,12 @@ impl Flows {
         self.count += entries.len();
         for Formatted { key, value } in entries.iter().map(|entry| &entry.formatted) {
             let Value { state, flags, din, dout, time_in, time_out } = value;
-            let is_shifted = din | dout | time_in | time_out != 0;
-            if *state == SPLIT || is_shifted {
-                self.shifted.insert(key.caller_port);
+            let shifted = if din | dout | time_in | time_out == 0 { "" } else { ", shifted" };
+            if *state == SPLIT {
+                self.inserted.insert(key.caller_port);
             }
-            let shifted = if is_shifted { ", shifted" } else { "" };
             *self.kinds.entry(format!("state {state}, flags {flags:#x}{shifted}")).or_default() += 1;
         }
-        let inserted = entries.iter().filter(|entry| entry.formatted.value.state == SPLIT);
-        self.inserted.extend(inserted.map(|entry| entry.formatted.key.caller_port));
         Ok(())
     }
 }
@@ -116,7 +110,6 @@ mod tests {
         flows.read(&format!("[{},{}]", entry(60930, 0, [0, 3]), entry(60931, 0, [0, 0]))).unwrap();
         flows.read("[]").unwrap();
         assert_eq!((flows.count, flows.inserted), (4, BTreeSet::from([60928])));
-        assert_eq!(flows.shifted, BTreeSet::from([60928, 60929, 60930]));
         assert_eq!(
             flows.kinds.keys().collect::<Vec<_>>(),
             ["state 0, flags 0xc0", "state 0, flags 0xc0, shifted", "state 2, flags 0xc0"]

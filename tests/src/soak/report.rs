@@ -46,7 +46,7 @@ pub struct Document {
     pub taken: u64,
     /// Those that fit and were answered by the app while there was no worker, or no client.
     pub let_go: usize,
-    /// Those that fit and were answered by the app later, on connections that depend on a dead worker's programs.
+    /// Those that fit and were answered by the app later, on connections that are older than the worker.
     pub let_go_older: usize,
     /// Those that fit and were the first of a connection whose handshake was not over yet: its last packet was lost behind the
     /// programs, where this network loses packets. As many connections as the agent has counted.
@@ -117,8 +117,6 @@ pub(super) struct Killed {
     /// Connections in the kernel's list, and ports of callers in whose connections the agent was.
     pub(super) flows: usize,
     pub(super) inserted: BTreeSet<u16>,
-    /// The same of connections that depend on the dead worker's programs from then on.
-    pub(super) shifted: BTreeSet<u16>,
     /// When another one had its client.
     pub(super) recovered: Option<Instant>,
     /// What this worker had counted.
@@ -139,7 +137,6 @@ impl Killed {
             stopped: Duration::ZERO,
             flows: 0,
             inserted: BTreeSet::new(),
-            shifted: BTreeSet::new(),
             recovered: None,
             insertions: 0,
             returned: 0,
@@ -161,9 +158,9 @@ impl Killed {
         let_go.answered >= self.at && until.is_none_or(|until| let_go.sent < until)
     }
 
-    /// Whether it came over a connection that no other worker may join.
+    /// Whether it came over a connection that was there before the next worker, and which that one leaves alone.
     fn leaves(&self, let_go: &LetGo) -> bool {
-        let_go.opened < self.at && let_go.answered >= self.at && self.shifted.contains(&let_go.port)
+        let_go.answered >= self.at && self.recovered.is_none_or(|at| let_go.opened < at)
     }
 }
 
@@ -420,9 +417,18 @@ mod tests {
         assert!(judged(&let_go(9, 11), &[killed.clone()]).is_empty());
         assert!(judged(&let_go(13, 13), &[killed.clone()]).is_empty());
         assert_eq!(judged(&let_go(8, 9), &[killed.clone()]).len(), 1);
-        assert_eq!(judged(&let_go(15, 15), &[killed.clone()]).len(), 1);
-        killed.shifted.insert(7);
-        assert!(judged(&let_go(15, 15), &[killed]).is_empty());
+        assert!(judged(&let_go(15, 15), &[killed.clone()]).is_empty(), "it is older than the worker");
+        let on_newer = |first| {
+            let mut events = let_go(15, 15);
+            events.let_go[0].opened = start + 13 * second;
+            events.let_go[0].first = first;
+            events
+        };
+        assert_eq!(judged(&on_newer(false), &[killed.clone()]).len(), 1);
+        assert_eq!(judged(&on_newer(true), &[killed.clone()]).len(), 1);
+        killed.not_inserted.insert(NO_SOCKET.to_owned(), 1);
+        assert!(judged(&on_newer(true), &[killed.clone()]).is_empty());
+        assert_eq!(judged(&on_newer(false), &[killed]).len(), 1);
     }
 
     #[test]
