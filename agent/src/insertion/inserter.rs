@@ -27,8 +27,9 @@ use crate::{
 
 /// Most connections that wait for their insertion at once.
 const MAX_HOLDS: usize = 4096;
-/// How long one is held at most. Its caller repeats what it sent, and the app has not seen it.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long one is held at most. Its caller repeats what it sent, after pauses that double (the sixth attempt comes after 6 s),
+/// and the app has not seen it.
+const PATIENCE: Duration = Duration::from_secs(4);
 /// How often the held ones are looked at that the kernel has not told of.
 const LOOK: Duration = Duration::from_millis(5);
 /// How often the kernel, which lets go after a second, is told that somebody works on it.
@@ -176,13 +177,14 @@ impl Inserter {
             let Some(hold) = self.holds.get_mut(key) else { return };
             let id = hold.id;
             // Two sockets of the same numbers are there until the last insertion's are closed.
-            let attempt = if closing { Ok(Attempt::Wait(Wait::Settling)) } else { insert(&self.programs, key, hold) };
+            let attempt = if closing { Ok(Attempt::Closing) } else { insert(&self.programs, key, hold) };
             match attempt {
                 Ok(Attempt::Inserted(made)) => return self.serve(key, made),
-                Ok(Attempt::Wait(_)) if hold.since.elapsed() > PATIENCE => {
+                Ok(Attempt::Wait(..) | Attempt::Closing) if hold.since.elapsed() > PATIENCE => {
                     return self.release(key, id, NotInserted::NeverReady);
                 }
-                Ok(Attempt::Wait(wait)) => return keep(&self.programs, key, hold, wait),
+                Ok(Attempt::Wait(wait, sent_end)) => return keep(&self.programs, key, hold, Some((wait, sent_end))),
+                Ok(Attempt::Closing) => return keep(&self.programs, key, hold, None),
                 Ok(Attempt::Over(why)) => return self.release(key, id, why),
                 Ok(Attempt::Gone) => {
                     self.holds.remove(key);
@@ -245,12 +247,16 @@ impl Inserter {
     }
 }
 
-/// Holds on. An app that does not stop sending is stopped; one that has been stopped within a line gets on for a moment.
-fn keep(programs: &SharedPrograms, key: &FlowKey, hold: &mut Hold, wait: Wait) {
+/// Holds on. An app that does not stop sending is stopped; one that has been stopped within a line is let on until it has sent
+/// more. It repeats what was kept back only after a while, which doubles.
+fn keep(programs: &SharedPrograms, key: &FlowKey, hold: &mut Hold, wait: Option<(Wait, u32)>) {
     let streams = hold.since.elapsed() > STREAMING;
     let op = match wait {
-        Wait::Settling if streams && !hold.blocked => Op::Block,
-        Wait::Line if hold.blocked => Op::Unblock,
+        Some((Wait::Settling, end)) if streams && !hold.blocked && hold.let_on != Some(end) => Op::Block,
+        Some((Wait::Line, end)) if hold.blocked => {
+            hold.let_on = Some(end);
+            Op::Unblock
+        }
         _ if hold.kept.elapsed() > KEEP => Op::Keep,
         _ => return,
     };

@@ -33,6 +33,8 @@ pub(super) struct Hold {
     pub(super) kept: Instant,
     /// The app's new data is kept back as well.
     pub(super) blocked: bool,
+    /// Where the app's data ended when it was let on: it is not stopped again before it has sent more.
+    pub(super) let_on: Option<u32>,
 }
 
 /// What became of an attempt.
@@ -40,8 +42,10 @@ pub(super) enum Attempt {
     Inserted(Made),
     /// Its numbers have changed meanwhile.
     Moved,
-    /// Not yet.
-    Wait(Wait),
+    /// Not yet. With the number behind the app's data.
+    Wait(Wait, u32),
+    /// Not before the sockets of the last insertion are closed.
+    Closing,
     /// Never.
     Over(NotInserted),
     /// It is not held any more.
@@ -73,16 +77,17 @@ impl Hold {
     pub(super) fn new(event: &Event, bytes: &[u8]) -> Self {
         let now = Instant::now();
         let (id, from) = (event.id, event.seq);
-        Self { id, from, bytes: bytes.to_vec(), first: *event, since: now, kept: now, blocked: false }
+        Self { id, from, bytes: bytes.to_vec(), first: *event, since: now, kept: now, blocked: false, let_on: None }
     }
 
-    /// Adds what an event brings, if it follows.
+    /// Adds what an event brings, if it follows or is there already: two packets with the same bytes may be copied at once.
     pub(super) fn add(&mut self, event: &Event, bytes: &[u8]) -> bool {
-        let follows = self.id == event.id && self.to() == event.seq;
-        if follows {
-            self.bytes.extend_from_slice(bytes);
+        let behind = self.to().wrapping_sub(event.seq);
+        let known = self.id == event.id && usize::try_from(behind).is_ok_and(|behind| behind <= self.bytes.len());
+        if known {
+            self.bytes.extend_from_slice(bytes.get(behind as usize..).unwrap_or_default());
         }
-        follows
+        known
     }
 
     /// The number behind the held bytes.
@@ -101,13 +106,13 @@ pub(super) fn insert(programs: &SharedPrograms, key: &FlowKey, hold: &Hold) -> i
     }
     let Some((facing_caller, facing_app)) = programs.facing(key.port) else { return Ok(Attempt::Gone) };
     if flow.caller_ack != flow.sent_end || flow.app_ack != hold.from || flow.held_to != hold.to() {
-        return Ok(Attempt::Wait(Wait::Settling));
+        return Ok(Attempt::Wait(Wait::Settling, flow.sent_end));
     }
     if flow.flags & FLAG_LAST != 0 {
         return Ok(Attempt::Over(NotInserted::Closing));
     }
     if flow.answer == Answer::Head as u32 && flow.asked != flow.answered {
-        return Ok(Attempt::Wait(Wait::Line));
+        return Ok(Attempt::Wait(Wait::Line, flow.sent_end));
     }
     let Some(position) = position(&flow) else { return Ok(Attempt::Over(NotInserted::OpenAnswer)) };
     let (caller, pod) = (caller_of(key), pod_of(key));

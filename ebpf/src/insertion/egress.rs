@@ -221,7 +221,9 @@ fn decide(flow: &mut Flow, packet: &Packet, clock: u64, greeting: bool) -> Act {
     }
     if held && flow.flags & abi::FLAG_BLOCKED != 0 {
         let end = seq.wrapping_add(packet.len).wrapping_add(packet.has(FIN) as u32);
-        if after(end, flow.sent_end) {
+        // What the caller lacks may come again in one piece with what is new.
+        let lacks = after(flow.sent_end, seq) && after(flow.sent_end, flow.caller_ack);
+        if after(end, flow.sent_end) && !lacks {
             // Sent again, to whoever is its peer by then.
             return Act::Sink;
         }
