@@ -228,3 +228,28 @@ pub(crate) fn caller_of(key: &FlowKey) -> SocketAddr {
 pub(super) fn pod_of(key: &FlowKey) -> SocketAddr {
     SocketAddr::new(address(key.pod), key.port)
 }
+
+#[cfg(test)]
+mod tests {
+    use sluice_ebpf_common::insertion::EventKind;
+
+    use super::*;
+
+    #[test]
+    fn what_is_copied_twice_is_held_once_and_nothing_is_left_out() {
+        let key = FlowKey { caller: [0; 4], pod: [0; 4], caller_port: 1, port: 2 };
+        let event = |seq| Event { seq, ..Event::new(key, EventKind::Held, 7, 0) };
+        // The numbers wrap in the midst of it.
+        let begin = u32::MAX - 2;
+        let mut hold = Hold::new(&event(begin), b"abcd");
+        assert!(hold.add(&event(begin.wrapping_add(4)), b"efgh"));
+        for (ahead, bytes) in [(0, "abcd"), (4, "efgh"), (2, "cdef"), (6, "ghij"), (10, "kl"), (0, "abcdefghijkl")] {
+            assert!(hold.add(&event(begin.wrapping_add(ahead)), bytes.as_bytes()), "{ahead}");
+        }
+        assert_eq!(hold.bytes, b"abcdefghijkl");
+        assert!(!hold.add(&event(begin.wrapping_add(13)), b"n"), "behind a gap");
+        assert!(!hold.add(&event(begin.wrapping_sub(1)), b"_abc"), "before the first");
+        assert!(!hold.add(&Event { id: 8, ..event(begin.wrapping_add(12)) }, b"m"), "of another flow");
+        assert_eq!((hold.from, hold.to()), (begin, begin.wrapping_add(12)));
+    }
+}
