@@ -238,7 +238,12 @@ mod tests {
     #[test]
     fn what_is_copied_twice_is_held_once_and_nothing_is_left_out() {
         let key = FlowKey { caller: [0; 4], pod: [0; 4], caller_port: 1, port: 2 };
-        let event = |seq| Event { seq, ..Event::new(key, EventKind::Held, 7, 0) };
+        let of_flow = |id, seq| {
+            let mut event = Event::new(key, EventKind::Held, id, 0);
+            event.seq = seq;
+            event
+        };
+        let event = |seq| of_flow(7, seq);
         // The numbers wrap in the midst of it.
         let begin = u32::MAX - 2;
         let mut hold = Hold::new(&event(begin), b"abcd");
@@ -249,7 +254,7 @@ mod tests {
         assert_eq!(hold.bytes, b"abcdefghijkl");
         assert!(!hold.add(&event(begin.wrapping_add(13)), b"n"), "behind a gap");
         assert!(!hold.add(&event(begin.wrapping_sub(1)), b"_abc"), "before the first");
-        assert!(!hold.add(&Event { id: 8, ..event(begin.wrapping_add(12)) }, b"m"), "of another flow");
+        assert!(!hold.add(&of_flow(8, begin.wrapping_add(12)), b"m"), "of another flow");
         assert_eq!((hold.from, hold.to()), (begin, begin.wrapping_add(12)));
     }
 }
