@@ -61,7 +61,10 @@ pub(super) struct Broken {
     /// The caller's port.
     pub(super) port: u16,
     pub(super) opened: Instant,
+    /// When it was seen; where it was unheard, since when an answer was waited for.
     pub(super) at: Instant,
+    /// The caller was not told before it spoke again: a reset that gets lost is not repeated (RFC 9293 §3.10.7).
+    pub(super) unheard: bool,
     pub(super) what: String,
 }
 
@@ -98,6 +101,8 @@ struct Connection {
 enum Fault {
     /// It ended.
     Ended(anyhow::Error),
+    /// It had ended since then, and nobody had told.
+    Unheard(Instant, anyhow::Error),
     /// What came is wrong, or nothing came.
     Wrong(anyhow::Error),
 }
@@ -146,7 +151,10 @@ pub(super) async fn call(number: u64, from: &Host, to: SocketAddr, record: &Reco
         match outcome {
             Ok(()) => {}
             Err(Fault::Ended(error)) => {
-                record.lock().broken.push(Broken { port, opened, at, what: format!("{error:#}") });
+                record.lock().broken.push(Broken { port, opened, at, unheard: false, what: format!("{error:#}") });
+            }
+            Err(Fault::Unheard(at, error)) => {
+                record.lock().broken.push(Broken { port, opened, at, unheard: true, what: format!("{error:#}") });
             }
             Err(Fault::Wrong(error)) => record.lock().wrong.push((at, format!("port {port}: {error:#}"))),
         }
@@ -210,12 +218,16 @@ async fn some(
                 age
             )
         };
+        let begin = Instant::now();
         let answer = match timeout(LIMIT, connection.caller.try_response("POST")).await {
             Ok(Ok(Some(answer))) => answer,
             Ok(Ok(None)) => return Err(Fault::Ended(anyhow!("{}: closed instead of an answer", what()))),
             Ok(Err(error)) if error.is::<io::Error>() => return Err(Fault::Ended(error.context(what()))),
             Ok(Err(error)) => return Err(Fault::Wrong(error.context(what()))),
-            Err(_) => return Err(Fault::Wrong(anyhow!("{}: no answer within {LIMIT:?}", what()))),
+            Err(_) => {
+                let error = anyhow!("{}: no answer within {LIMIT:?}", what());
+                return Err(if is_gone(connection).await { Fault::Unheard(begin, error) } else { Fault::Wrong(error) });
+            }
         };
         let answered = Instant::now();
         let by_app = ask.check(&answer).with_context(what).map_err(Fault::Wrong)?;
@@ -228,6 +240,16 @@ async fn some(
         }
     }
     Ok(())
+}
+
+/// Whether the other side knows nothing of a connection any more: it says so as soon as it is spoken to.
+async fn is_gone(connection: &mut Connection) -> bool {
+    let more = request("GET", "/is-gone", &[OTHER], b"");
+    let told = async {
+        connection.caller.send(&more).await?;
+        connection.caller.try_response("GET").await
+    };
+    matches!(timeout(LIMIT, told).await, Ok(Err(error)) if error.is::<io::Error>())
 }
 
 /// An orderly end.

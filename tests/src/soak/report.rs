@@ -9,7 +9,7 @@ use std::{
 
 use serde::Serialize;
 
-use super::load::{Broken, Events, LetGo};
+use super::load::{Broken, Events, LIMIT, LetGo};
 
 /// A connection that the agent was in ends within this time of the worker's death: at once, and where the reset is lost on
 /// the way, with the caller's next attempts to be heard.
@@ -53,6 +53,8 @@ pub struct Document {
     pub let_go_early: usize,
     /// Connections that the agent was in when its worker was killed, and that ended with it.
     pub ended_with_worker: usize,
+    /// Of those, how many callers were not told before they spoke again: the reset was lost.
+    pub unheard: usize,
     /// How often connections were joined.
     pub insertions: u64,
     /// How often those were left again.
@@ -147,8 +149,10 @@ impl Killed {
 
     /// Whether a connection ended with the worker, which was in it.
     fn explains(&self, broken: &Broken) -> bool {
+        let waited = if broken.unheard { broken.at + LIMIT } else { broken.at };
         broken.opened < self.at
-            && (self.at..self.at + ENDS).contains(&broken.at)
+            && broken.at < self.at + ENDS
+            && waited >= self.at
             && self.inserted.contains(&broken.port)
     }
 
@@ -245,6 +249,7 @@ impl Document {
             let_go_older: events.let_go.iter().filter(|let_go| older(let_go)).count(),
             let_go_early: events.let_go.iter().filter(|let_go| early(let_go)).count(),
             ended_with_worker: kills.iter().map(|kill| kill.ended).sum(),
+            unheard: events.broken.iter().filter(|broken| broken.unheard && explained(broken)).count(),
             insertions: all().map(|killed| killed.insertions).sum(),
             returned: all().map(|killed| killed.returned).sum(),
             not_inserted: all().fold(BTreeMap::new(), |mut sum, killed| {
@@ -305,12 +310,14 @@ impl Document {
         }
         let _ = writeln!(
             text,
-            "soak of {} minutes: {}: {} faults; the worker was killed {} times, {} connections that it was in ended with it",
+            "soak of {} minutes: {}: {} faults; the worker was killed {} times, {} connections that it was in ended with it \
+             (the resets of {} were lost)",
             self.minutes,
             if self.ok { "ok" } else { "FAILED" },
             self.faults.len(),
             self.kills.len(),
-            self.ended_with_worker
+            self.ended_with_worker,
+            self.unheard
         );
         text
     }
@@ -385,6 +392,7 @@ mod tests {
                 port,
                 opened: start + opened * second,
                 at: start + at * second,
+                unheard: false,
                 what: "reset".to_owned(),
             }],
             ..Events::default()
@@ -393,6 +401,16 @@ mod tests {
         assert_eq!(judged(&broken(7, 1, 11), &killed), Vec::<String>::new());
         for (port, opened, at) in [(8, 1, 11), (7, 1, 9), (7, 1, 30), (7, 11, 12)] {
             assert_eq!(judged(&broken(port, opened, at), &killed).len(), 1, "{port} {opened} {at}");
+        }
+        // Who was not told had waited since some time before.
+        let unheard = |port, at| {
+            let mut events = broken(port, 1, at);
+            events.broken[0].unheard = true;
+            events
+        };
+        assert_eq!(judged(&unheard(7, 9), &killed), Vec::<String>::new());
+        for (port, at) in [(8, 9), (7, 30)] {
+            assert_eq!(judged(&unheard(port, at), &killed).len(), 1, "{port} {at}");
         }
     }
 
