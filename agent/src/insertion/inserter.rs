@@ -4,10 +4,16 @@
 //! ready: what was sent must be acknowledged on both sides before two sockets can take over. Bounded: so many at once, so
 //! many bytes, so long; what goes beyond is let go, counted, and answered by the app.
 
-use std::{collections::HashMap, io, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use aya::maps::{MapData, RingBuf};
-use sluice_ebpf_common::insertion::{Event, EventKind, FlowKey, Op};
+use sluice_ebpf_common::insertion::{Event, EventKind, FlowKey, Op, State};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     time::Instant,
@@ -21,6 +27,7 @@ use super::{
 };
 use crate::{
     connection::{Shared, Steered},
+    existing,
     metrics::NotInserted,
     socket::Socket,
 };
@@ -42,6 +49,9 @@ const AFTERWARDS: Duration = Duration::from_secs(90);
 /// Attempts at once, when the numbers move between the reading of them and the insertion.
 const ATTEMPTS: u32 = 3;
 
+/// How often flows are looked for whose app has no socket any more: their callers have gone without a word. Twice missed is gone.
+const SWEEP: Duration = Duration::from_secs(60);
+
 /// The task's state.
 struct Inserter {
     programs: SharedPrograms,
@@ -52,6 +62,8 @@ struct Inserter {
     /// Those that are served, by the flow's key; cancelled when the kernel has given one back, and then still here until
     /// its sockets are closed.
     inserted: HashMap<FlowKey, (u32, CancellationToken)>,
+    /// Flows without a socket, by key and number, as of the last sweep.
+    missed: HashSet<(FlowKey, u32)>,
     ended_tx: tokio::sync::mpsc::UnboundedSender<(FlowKey, u32)>,
 }
 
@@ -72,12 +84,14 @@ pub(crate) async fn run(
     };
     let (ended_tx, mut ended_rx) = tokio::sync::mpsc::unbounded_channel();
     let (holds, inserted) = (HashMap::new(), HashMap::new());
-    let mut inserter = Inserter { programs, shared, connections, cut, holds, inserted, ended_tx };
+    let missed = HashSet::new();
+    let mut inserter = Inserter { programs, shared, connections, cut, holds, inserted, missed, ended_tx };
+    let mut sweep = Instant::now() + SWEEP;
     let mut afterwards = std::collections::VecDeque::<(Instant, FlowKey, u32)>::new();
     loop {
         let look = if inserter.holds.is_empty() { None } else { Some(Instant::now() + LOOK) };
         let forget = afterwards.front().map(|(at, ..)| *at);
-        let next = [look, forget].into_iter().flatten().min();
+        let next = [look, forget].into_iter().flatten().fold(sweep, Instant::min);
         // Cancel safe: events stay in the ring, ends in their channel.
         tokio::select! {
             biased;
@@ -103,9 +117,13 @@ pub(crate) async fn run(
                     afterwards.push_back((Instant::now() + AFTERWARDS, key, id));
                 }
             }
-            () = tokio::time::sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
+            () = tokio::time::sleep_until(next) => {}
         }
         inserter.look();
+        if sweep <= Instant::now() {
+            inserter.sweep();
+            sweep = Instant::now() + SWEEP;
+        }
         while let Some(&(at, key, id)) = afterwards.front()
             && at <= Instant::now()
         {
@@ -168,6 +186,34 @@ impl Inserter {
     fn look(&mut self) {
         for key in self.holds.keys().copied().collect::<Vec<_>>() {
             self.attempt(&key);
+        }
+    }
+
+    /// Forgets flows whose app has no socket. None that is shifted: of those the kernel tells the end, and packets may still
+    /// come.
+    fn sweep(&mut self) {
+        let programs = lock(&self.programs);
+        let mut open = HashMap::<u16, Option<HashSet<SocketAddr>>>::new();
+        let before = std::mem::take(&mut self.missed);
+        for key in programs.flow_keys().collect::<Vec<_>>() {
+            let of_port = open.entry(key.port).or_insert_with(|| {
+                let connections = existing::connections(key.port).ok()?;
+                Some(connections.into_iter().map(|connection| connection.peer).collect())
+            });
+            // Where the kernel does not tell, nothing is forgotten.
+            if of_port.as_ref().is_none_or(|open| open.contains(&caller_of(&key))) {
+                continue;
+            }
+            let Some(flow) = programs.flow(&key) else { continue };
+            let passes = flow.state == State::Native as u32 || flow.state == State::Wire as u32;
+            if !passes || flow.is_shifted() {
+                continue;
+            }
+            if before.contains(&(key, flow.id)) {
+                let _ = programs.command(&key, flow.id, Op::Remove, &[]);
+            } else {
+                self.missed.insert((key, flow.id));
+            }
         }
     }
 
