@@ -86,6 +86,11 @@ pub(crate) struct Connection {
     pub(crate) own: bool,
 }
 
+/// Who has a connection to a port.
+pub(crate) fn callers(port: u16) -> io::Result<BTreeSet<SocketAddr>> {
+    Ok(sockets(port)?.into_iter().map(|socket| SocketAddr::new(socket.peer, socket.peer_port())).collect())
+}
+
 /// All connections to a port that there are.
 pub(crate) fn connections(port: u16) -> io::Result<Vec<Connection>> {
     let own = own_inodes()?;

@@ -7,7 +7,6 @@
 use std::{
     collections::{HashMap, HashSet},
     io,
-    net::SocketAddr,
     sync::Arc,
     time::Duration,
 };
@@ -193,15 +192,12 @@ impl Inserter {
     /// come.
     fn sweep(&mut self) {
         let programs = lock(&self.programs);
-        let mut open = HashMap::<u16, Option<HashSet<SocketAddr>>>::new();
+        let mut open = HashMap::new();
         let before = std::mem::take(&mut self.missed);
         for key in programs.flow_keys().collect::<Vec<_>>() {
-            let of_port = open.entry(key.port).or_insert_with(|| {
-                let connections = existing::connections(key.port).ok()?;
-                Some(connections.into_iter().map(|connection| connection.peer).collect())
-            });
+            let of_port = open.entry(key.port).or_insert_with(|| existing::callers(key.port));
             // Where the kernel does not tell, nothing is forgotten.
-            if of_port.as_ref().is_none_or(|open| open.contains(&caller_of(&key))) {
+            if of_port.as_ref().map_or(true, |open| open.contains(&caller_of(&key))) {
                 continue;
             }
             let Some(flow) = programs.flow(&key) else { continue };

@@ -47,9 +47,9 @@ impl Kept {
     pub(super) fn is_needed(&self) -> bool {
         let mut open = BTreeMap::new();
         self.open(Flow::is_shifted).any(|key| {
-            let of_port = open.entry(key.port).or_insert_with(|| existing::connections(key.port));
+            let of_port = open.entry(key.port).or_insert_with(|| existing::callers(key.port));
             // Where the kernel does not tell, nobody may be cut off.
-            of_port.as_ref().map_or(true, |open| open.iter().any(|connection| connection.peer == caller_of(&key)))
+            of_port.as_ref().map_or(true, |open| open.contains(&caller_of(&key)))
         })
     }
 
