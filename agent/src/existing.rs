@@ -18,7 +18,7 @@ use ipnet::IpNet;
 
 mod sockets;
 
-use self::sockets::{own_inodes, sockets};
+use self::sockets::{alive, own_inodes, sockets};
 use crate::dialer::is_own_source;
 
 /// The agent accepts what was steered within a fraction of this. What is not accepted by then is the app's.
@@ -86,9 +86,9 @@ pub(crate) struct Connection {
     pub(crate) own: bool,
 }
 
-/// Who has a connection to a port.
+/// Who has a connection to a port, as long as a packet of it may come that somebody waits for.
 pub(crate) fn callers(port: u16) -> io::Result<BTreeSet<SocketAddr>> {
-    Ok(sockets(port)?.into_iter().map(|socket| SocketAddr::new(socket.peer, socket.peer_port())).collect())
+    Ok(alive(port)?.into_iter().map(|socket| SocketAddr::new(socket.peer, socket.peer_port())).collect())
 }
 
 /// All connections to a port that there are.

@@ -8,7 +8,7 @@ use std::{
 
 use crate::netlink::{
     AF_INET, AF_INET6, IPPROTO_TCP, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, Request, SOCK_DIAG_BY_FAMILY, TCP_CLOSE_WAIT,
-    TCP_ESTABLISHED, TCP_FIN_WAIT1, TCP_FIN_WAIT2, TCP_SYN_RECV,
+    TCP_CLOSING, TCP_ESTABLISHED, TCP_FIN_WAIT1, TCP_FIN_WAIT2, TCP_LAST_ACK, TCP_SYN_RECV,
 };
 
 // Numbers of the Linux ABI.
@@ -77,9 +77,25 @@ impl Socket {
     }
 }
 
+/// Those in which both sides may still have something to say.
+const OPEN: [u8; 5] = [TCP_ESTABLISHED, TCP_SYN_RECV, TCP_FIN_WAIT1, TCP_FIN_WAIT2, TCP_CLOSE_WAIT];
+/// Those in which only the kernel has, besides.
+const CLOSING: [u8; 2] = [TCP_LAST_ACK, TCP_CLOSING];
+
 /// All connections to a local port.
 pub(super) fn sockets(port: u16) -> io::Result<Vec<Socket>> {
-    let states = [TCP_ESTABLISHED, TCP_SYN_RECV, TCP_FIN_WAIT1, TCP_FIN_WAIT2, TCP_CLOSE_WAIT];
+    list(port, &OPEN, |socket, state| {
+        // One that is being closed and that no process holds is nobody's any more.
+        socket.inode != 0 || !matches!(state, TCP_FIN_WAIT1 | TCP_FIN_WAIT2)
+    })
+}
+
+/// The same, and those that are the kernel's alone: it sends what their owners have left, and repeats it.
+pub(super) fn alive(port: u16) -> io::Result<Vec<Socket>> {
+    list(port, &[&OPEN[..], &CLOSING].concat(), |_, _| true)
+}
+
+fn list(port: u16, states: &[u8], wanted: impl Fn(&Socket, u8) -> bool) -> io::Result<Vec<Socket>> {
     let states = states.iter().fold(0_u32, |all, state| all | 1 << state);
     let mut sockets = Vec::new();
     for family in [AF_INET, AF_INET6] {
@@ -90,9 +106,8 @@ pub(super) fn sockets(port: u16) -> io::Result<Vec<Socket>> {
             .with(&states.to_ne_bytes())
             .with(&id);
         request.list(libc::NETLINK_SOCK_DIAG, |body| {
-            let closing = |state| matches!(state, Some(&TCP_FIN_WAIT1 | &TCP_FIN_WAIT2));
-            // One that is being closed and that no process holds is nobody's any more.
-            sockets.extend(Socket::read(body).filter(|socket| socket.inode != 0 || !closing(body.get(1))));
+            let socket = body.get(1).zip(Socket::read(body)).filter(|(state, socket)| wanted(socket, **state));
+            sockets.extend(socket.map(|(_, socket)| socket));
         })?;
     }
     Ok(sockets)

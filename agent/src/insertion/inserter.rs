@@ -148,8 +148,6 @@ impl Inserter {
             copies::deliver(&self.shared, &event.key, bytes);
         } else if event.kind == EventKind::Progress as u32 {
             self.attempt(&event.key);
-        } else if event.kind == EventKind::Reset as u32 {
-            self.holds.remove(&event.key);
         } else if event.kind == EventKind::Returned as u32
             && let Some((id, token)) = self.inserted.get(&event.key)
             && *id == event.id
@@ -188,8 +186,8 @@ impl Inserter {
         }
     }
 
-    /// Forgets flows whose app has no socket. None that is shifted: of those the kernel tells the end, and packets may still
-    /// come.
+    /// Forgets flows whose app has had no socket for so long that nobody waits for a packet of it any more (TIME-WAIT is as long
+    /// as the pause between two sweeps).
     fn sweep(&mut self) {
         let programs = lock(&self.programs);
         let mut open = HashMap::new();
@@ -201,8 +199,7 @@ impl Inserter {
                 continue;
             }
             let Some(flow) = programs.flow(&key) else { continue };
-            let passes = flow.state == State::Native as u32 || flow.state == State::Wire as u32;
-            if !passes || flow.is_shifted() {
+            if flow.state != State::Native as u32 && flow.state != State::Wire as u32 {
                 continue;
             }
             if before.contains(&(key, flow.id)) {
@@ -294,7 +291,7 @@ impl Inserter {
 fn keep(programs: &SharedPrograms, key: &FlowKey, hold: &mut Hold, wait: Option<(Wait, u32)>) {
     let streams = hold.since.elapsed() > STREAMING;
     let op = match wait {
-        Some((Wait::Settling, end)) if streams && !hold.blocked && hold.let_on != Some(end) => Op::Block,
+        Some((Wait::Answer, end)) if streams && !hold.blocked && hold.let_on != Some(end) => Op::Block,
         Some((Wait::Line, end)) if hold.blocked => {
             hold.let_on = Some(end);
             Op::Unblock

@@ -55,8 +55,10 @@ pub(super) enum Attempt {
 /// What an attempt waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wait {
-    /// Acknowledgements, or bytes that are on their way.
-    Settling,
+    /// Bytes of the caller: the app lacks some before the request, or what the kernel has held is not here yet.
+    Request,
+    /// Bytes of the app that its caller has not acknowledged.
+    Answer,
     /// The app: it has sent a part of a line, within which nobody can go on.
     Line,
 }
@@ -90,6 +92,12 @@ impl Hold {
         known
     }
 
+    /// What is held from a number on. The kernel may hold less than it has sent: the app has got some of it another way, or what
+    /// was held before was let go.
+    fn behind(&self, number: u32) -> Option<&[u8]> {
+        self.bytes.get(number.wrapping_sub(self.from) as usize..)
+    }
+
     /// The number behind the held bytes.
     fn to(&self) -> u32 {
         #[expect(clippy::cast_possible_truncation, reason = "the kernel holds less than a window")]
@@ -105,8 +113,12 @@ pub(super) fn insert(programs: &SharedPrograms, key: &FlowKey, hold: &Hold) -> i
         return Ok(Attempt::Gone);
     }
     let Some((facing_caller, facing_app)) = programs.facing(key.port) else { return Ok(Attempt::Gone) };
-    if flow.caller_ack != flow.sent_end || flow.app_ack != hold.from || flow.held_to != hold.to() {
-        return Ok(Attempt::Wait(Wait::Settling, flow.sent_end));
+    if flow.app_ack != flow.held_from || flow.held_to != hold.to() {
+        return Ok(Attempt::Wait(Wait::Request, flow.sent_end));
+    }
+    let Some(held) = hold.behind(flow.held_from) else { return Ok(Attempt::Wait(Wait::Request, flow.sent_end)) };
+    if flow.caller_ack != flow.sent_end {
+        return Ok(Attempt::Wait(Wait::Answer, flow.sent_end));
     }
     if flow.flags & FLAG_LAST != 0 {
         return Ok(Attempt::Over(NotInserted::Closing));
@@ -126,7 +138,7 @@ pub(super) fn insert(programs: &SharedPrograms, key: &FlowKey, hold: &Hold) -> i
         local: SocketAddr::new(pod.ip(), facing_caller),
         peer: caller,
         send: flow.sent_end,
-        receive: hold.from,
+        receive: flow.held_from,
         mss: info.send_mss + options,
         scales: info.scales,
         selective: info.selective,
@@ -136,7 +148,7 @@ pub(super) fn insert(programs: &SharedPrograms, key: &FlowKey, hold: &Hold) -> i
     let facing_app = End {
         local: SocketAddr::new(pod.ip(), facing_app),
         peer: caller,
-        send: hold.from.wrapping_sub(flow.din),
+        send: flow.held_from.wrapping_sub(flow.din),
         receive: flow.sent_end.wrapping_sub(flow.dout),
         mss: info.told_mss + options,
         scales: (tells, told),
@@ -145,7 +157,7 @@ pub(super) fn insert(programs: &SharedPrograms, key: &FlowKey, hold: &Hold) -> i
         windows: (allowed, may_send),
     };
     let caller = Repaired::new(&facing_caller)?;
-    caller.received(&hold.bytes)?;
+    caller.received(held)?;
     let app = Repaired::new(&facing_app)?;
     match programs.command(key, hold.id, Op::Insert, &[flow.sent_end, flow.app_ack, hold.to()]) {
         Outcome::Done => {}

@@ -12,13 +12,19 @@ use super::{
     packet::Packet,
 };
 
-/// `TCP_ESTABLISHED` and `TCP_CLOSE_WAIT` of the kernel.
+/// `TCP_ESTABLISHED`, `TCP_TIME_WAIT`, `TCP_CLOSE_WAIT` and `TCP_LISTEN` of the kernel.
 pub(super) const ESTABLISHED: u32 = 1;
+const TIME_WAIT: u32 = 6;
 pub(super) const CLOSE_WAIT: u32 = 8;
+const LISTEN: u32 = 10;
 
-/// A SYN: a flow begins.
+/// A SYN: a flow begins, unless it belongs to a connection that is there. Then it has come twice, or somebody guesses, and the
+/// app's TCP answers it at most (RFC 9293 §3.10.7.4); what is known of the connection is still true.
 #[inline(always)]
 pub(super) fn begins(skb: *mut __sk_buff, packet: &Packet, key: &FlowKey, local: &Local, scratch: &mut Scratch) -> i32 {
+    if flow(key).is_some() && !matches!(socket_state(skb, packet), None | Some(TIME_WAIT | LISTEN)) {
+        return PASS;
+    }
     // What is deferred cannot be held.
     if local.active == 0 || local.deferred >= abi::DEFERS {
         let _ = FLOWS.remove(key);

@@ -59,9 +59,6 @@ fn act(flow: &mut Flow, command: &Command, now: u64) -> Outcome {
         return Outcome::Done;
     }
     if op == Op::Insert as u32 {
-        if flow.flags & abi::FLAG_RESET != 0 {
-            return Outcome::Reset;
-        }
         if flow.state != State::Held as u32 {
             return Outcome::State;
         }

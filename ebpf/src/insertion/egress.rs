@@ -1,12 +1,12 @@
 //! Packets on their way out of the pod.
 
 use aya_ebpf::{helpers::generated::bpf_loop, macros::classifier, programs::TcContext};
-use sluice_ebpf_common::insertion::{self as abi, Answer, ENDED, EventKind, Flow, FlowKey, Local, State};
+use sluice_ebpf_common::insertion::{self as abi, Answer, ENDED, EventKind, Flow, FlowCounter, FlowKey, Local, State};
 
 use super::{
     PASS,
-    ingress::after,
-    maps::{self, FLOWS, Scratch, flow, locked, now},
+    ingress::{after, is_forgotten, release},
+    maps::{self, FLOWS, Scratch, count, flow, locked, now},
     packet::{self, ACK, FIN, Packet, RST, SYN, Shift},
     scan::{self, Verdict},
 };
@@ -55,6 +55,10 @@ fn sluice_egress(ctx: TcContext) -> i32 {
     let Some(scratch) = maps::scratch() else { return PASS };
     let clock = clock(&packet, flow, scratch);
     let greeting = is_greeting(&packet, flow);
+    if is_forgotten(flow) {
+        locked(flow, release);
+        count(FlowCounter::Late, 1);
+    }
     let act = locked(flow, |flow| decide(flow, &packet, clock, greeting));
     match act {
         Act::ToAgent => {
@@ -211,19 +215,25 @@ fn decide(flow: &mut Flow, packet: &Packet, clock: u64, greeting: bool) -> Act {
         return Act::Pass;
     }
     if packet.has(RST) {
-        return if flow.state == State::Held as u32 { Act::Pass } else { Act::PassLast };
+        flow.state = State::Wire as u32;
+        return Act::PassLast;
     }
     let held = flow.state == State::Held as u32;
     let mut ready = false;
     if packet.has(ACK) && after(ack, flow.app_ack) {
         flow.app_ack = ack;
+        if held && after(ack, flow.held_from) && !after(ack, flow.next_head) {
+            // It had got more of what is before the request than it had said.
+            flow.held_from = ack;
+        }
         ready = held && flow.caller_ack == flow.sent_end && ack == flow.held_from;
     }
-    if held && flow.flags & abi::FLAG_BLOCKED != 0 {
-        let end = seq.wrapping_add(packet.len).wrapping_add(packet.has(FIN) as u32);
+    let takes = packet.len.wrapping_add(packet.has(FIN) as u32);
+    // Acknowledgements alone pass, although their number is behind that of what was kept back: the caller needs them.
+    if held && flow.flags & abi::FLAG_BLOCKED != 0 && takes != 0 {
         // What the caller lacks may come again in one piece with what is new.
         let lacks = after(flow.sent_end, seq) && after(flow.sent_end, flow.caller_ack);
-        if after(end, flow.sent_end) && !lacks {
+        if after(seq.wrapping_add(takes), flow.sent_end) && !lacks {
             // Sent again, to whoever is its peer by then.
             return Act::Sink;
         }

@@ -48,8 +48,6 @@ enum Act {
     Copy(u32),
     /// Passes, and the agent may insert itself now.
     Ready,
-    /// Passes, and the agent need not insert itself any more.
-    Over,
 }
 
 /// The program.
@@ -93,8 +91,7 @@ fn sluice_ingress(ctx: TcContext) -> i32 {
         note_time(&packet, flow);
     }
     let act = locked(flow, |flow| decide(flow, &packet, local.active != 0));
-    let held = flow.state == State::Held as u32 && matches!(act, Act::Copy(_) | Act::Drop);
-    if held && maps::now().wrapping_sub(flow.held_since) > PATIENCE {
+    if is_forgotten(flow) {
         locked(flow, release);
         return finish(&packet, &key, local, flow, scratch, Act::LetGo);
     }
@@ -110,11 +107,11 @@ fn sluice_ingress(ctx: TcContext) -> i32 {
 fn decide(flow: &mut Flow, packet: &Packet, active: bool) -> Act {
     if packet.has(RST) {
         flow.flags |= abi::FLAG_RESET;
-        return match flow.state {
-            state if state == State::Split as u32 => Act::ToAgent,
-            state if state == State::Held as u32 => Act::Over,
-            _ => Act::PassLast,
-        };
+        if flow.state == State::Split as u32 {
+            return Act::ToAgent;
+        }
+        flow.state = State::Wire as u32;
+        return Act::PassLast;
     }
     if packet.has(FIN) {
         flow.flags |= abi::FLAG_CALLER_FIN;
@@ -211,6 +208,12 @@ fn held(flow: &mut Flow, packet: &Packet) -> Act {
     Act::Copy(flow.held_to)
 }
 
+/// Whether nobody works on a held flow any more. Asked for by each of its packets: whichever side speaks, it goes on.
+#[inline(always)]
+pub(crate) fn is_forgotten(flow: &Flow) -> bool {
+    flow.state == State::Held as u32 && maps::now().wrapping_sub(flow.held_since) > PATIENCE
+}
+
 /// What was held goes to the app when the caller sends it again; where heads begin is found out anew. Not where an answer is
 /// owed: while it runs, its caller seems to have got all that it asked for time and again.
 #[inline(always)]
@@ -301,13 +304,14 @@ fn scanned(
             return Act::Pass;
         }
         flow.state = State::Held as u32;
-        flow.held_from = packet.seq;
-        flow.held_to = packet.seq;
+        // What the app has already may come again in one piece with what is held.
+        flow.held_from = if after(flow.app_ack, packet.seq) { flow.app_ack } else { packet.seq };
+        flow.held_to = flow.held_from;
         flow.held_since = now;
         flow.held_time = time;
-        Act::Copy(packet.seq)
+        Act::Copy(flow.held_from)
     });
-    let act = if let Act::Copy(_) = act { reachable(skb, packet, key, flow, from) } else { act };
+    let act = if let Act::Copy(begin) = act { reachable(skb, packet, key, flow, from, begin) } else { act };
     if let Act::Copy(from) = act {
         count(FlowCounter::Held, 1);
         return copied(packet, key, flow, scratch, from);
@@ -352,12 +356,12 @@ fn returns(flow: &mut Flow, packet: &Packet, verdict: Verdict, found: u32, heads
     Act::Return
 }
 
-/// Whether the app's socket is there to be talked to; undoes the holding where it is not.
+/// Whether the app's socket is there to be talked to; undoes the holding, which is to begin at `begin`, where it is not.
 #[inline(always)]
-fn reachable(skb: *mut __sk_buff, packet: &Packet, key: &FlowKey, flow: &mut Flow, from: u32) -> Act {
+fn reachable(skb: *mut __sk_buff, packet: &Packet, key: &FlowKey, flow: &mut Flow, from: u32, begin: u32) -> Act {
     if let Some(ESTABLISHED | CLOSE_WAIT) = socket_state(skb, packet) {
         maps::was_there(key.port, true);
-        return Act::Copy(packet.seq);
+        return Act::Copy(begin);
     }
     let act = locked(flow, |flow| {
         if flow.state != State::Held as u32 {
@@ -419,7 +423,6 @@ fn finish(packet: &Packet, key: &FlowKey, local: &Local, flow: &mut Flow, scratc
             return PASS;
         }
         Act::Ready => maps::tell(key, EventKind::Progress, flow.id),
-        Act::Over => maps::tell(key, EventKind::Reset, flow.id),
         Act::Return => {
             count(FlowCounter::Returned, 1);
             maps::tell(key, EventKind::Returned, flow.id);

@@ -93,3 +93,51 @@ async fn f05_what_comes_again_with_a_held_request_is_not_kept_from_the_app() -> 
     Box::pin(again("f05_again", |pod| Ok(pod.at(HTTP).ip()))).await?;
     Box::pin(again("f05_again6", |pod| Ok(pod.at_v6(HTTP)?.ip()))).await
 }
+
+/// A caller repeats what the app has got already, as it was not told so, together with a request behind it: that one alone is
+/// the agent's.
+async fn twice(name: &str, to: impl FnOnce(&Host) -> Result<IpAddr>) -> Result<()> {
+    play(Scene::set(name, &[]).await?, async |scene| {
+        let forger = forge(scene, to(&scene.stage.pod)?, "twice")?;
+        eventually(SOON, "the laptop has the second", || async {
+            ensure!(at_the_laptop(scene) == ["/second"], "{:?}, {}", at_the_laptop(scene), forger.output());
+            Ok(())
+        })
+        .await?;
+        let got: Vec<_> = scene.app.requests().into_iter().map(|request| request.target).collect();
+        ensure!(got == ["/before", "/first"], "{got:?}");
+        scene.ensure_inserted(1).await
+    })
+    .await
+}
+
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn f05_what_the_app_has_and_comes_again_with_a_request_is_passed_over() -> Result<()> {
+    Box::pin(twice("f05_twice", |pod| Ok(pod.at(HTTP).ip()))).await?;
+    Box::pin(twice("f05_twice6", |pod| Ok(pod.at_v6(HTTP)?.ip()))).await
+}
+
+/// The first packet of a connection comes again when the connection has long been there: as when it was repeated because its
+/// answer got lost. What is known of the connection stays.
+async fn begin(name: &str, to: impl FnOnce(&Host) -> Result<IpAddr>) -> Result<()> {
+    play(Scene::set(name, &[]).await?, async |scene| {
+        let forger = forge(scene, to(&scene.stage.pod)?, "begin")?;
+        eventually(SOON, "the laptop answers", || async {
+            let said = forger.output();
+            ensure!(said.contains("after: ") && said.contains("x-answered-by: laptop"), "{said}");
+            Ok(())
+        })
+        .await?;
+        ensure!(at_the_laptop(scene) == ["/behind"], "{:?} at the laptop", at_the_laptop(scene));
+        scene.ensure_inserted(1).await
+    })
+    .await
+}
+
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn f05_a_first_packet_that_comes_twice_changes_nothing() -> Result<()> {
+    Box::pin(begin("f05_begin", |pod| Ok(pod.at(HTTP).ip()))).await?;
+    Box::pin(begin("f05_begin6", |pod| Ok(pod.at_v6(HTTP)?.ip()))).await
+}

@@ -1,5 +1,6 @@
-# Sends requests over a connection that exists, in frames made by hand: one whose TCP checksum is right or wrong, or one
-# that the app's TCP does not take, another behind it, and both again in one frame.
+# Sends requests over a connection that exists, in frames made by hand: one whose TCP checksum is right or wrong; or one that
+# the app's TCP does not take, another behind it, and both again in one frame; or one that it takes, and another in one frame
+# with that one once more; or the connection's first packet again.
 import socket
 import struct
 import sys
@@ -29,28 +30,34 @@ def summed(data):
 
 print("before:", ask("/before"), flush=True)
 
-# The last frame of the connection that has gone out, and what has come in.
-frame, device, acked = None, None, None
+# The first and the last frame of the connection that have gone out, and what has come in.
+begin, frame, device, ours, acked = None, None, None, None, None
 wire.settimeout(0.3)
-try:
-    while True:
-        data, address = wire.recvfrom(65536)
-        if data[12:14] != kind or data[20 if tcp_at == 54 else 23] != 6:
-            continue
-        source, destination, sequence, _ = struct.unpack("!HHII", data[tcp_at : tcp_at + 12])
-        size = (data[tcp_at + 12] >> 4) * 4
-        if tcp_at == 54:
-            length = struct.unpack("!H", data[18:20])[0] - size
-        else:
-            length = struct.unpack("!H", data[16:18])[0] - 20 - size
-        if source == own and destination == port:
-            frame, device, ours = data[: tcp_at + size], address[0], sequence + length
-        elif source == port and destination == own:
-            acked = sequence + length
-except TimeoutError:
-    pass
 
 
+def watch():
+    global begin, frame, device, ours, acked
+    try:
+        while True:
+            data, address = wire.recvfrom(65536)
+            if data[12:14] != kind or data[20 if tcp_at == 54 else 23] != 6:
+                continue
+            source, destination, sequence, _ = struct.unpack("!HHII", data[tcp_at : tcp_at + 12])
+            size = (data[tcp_at + 12] >> 4) * 4
+            if tcp_at == 54:
+                length = struct.unpack("!H", data[18:20])[0] - size
+            else:
+                length = struct.unpack("!H", data[16:18])[0] - 20 - size
+            if source == own and destination == port:
+                frame, device, ours = data[: tcp_at + size], address[0], sequence + length
+                begin = begin or data
+            elif source == port and destination == own:
+                acked = sequence + length
+    except TimeoutError:
+        pass
+
+
+watch()
 
 def request(target, header):
     return f"GET {target} HTTP/1.1\r\nHost: app.test\r\n{header}\r\n\r\n".encode()
@@ -81,6 +88,19 @@ if what == "again":
     send(len(first), second, True)
     send(0, first + second, True)
     print("sent", flush=True)
+elif what == "twice":
+    first, second = request("/first", "X-Fits: not"), request("/second", header)
+    send(0, first, True)
+    # The caller's own TCP has not asked and takes no answer.
+    watch()
+    send(0, first + second, True)
+    print("sent", flush=True)
+elif what == "begin":
+    wire.sendto(begin, (device, 0))
+    watch()
+    print("sent", flush=True)
+    caller.sendall(request("/behind", header))
+    print("after:", caller.recv(65536).decode(errors="replace"), flush=True)
 else:
     send(0, request("/forged", header), what == "right")
     print("sent", flush=True)

@@ -10,14 +10,12 @@ pub enum EventKind {
     Held = 1,
     /// A held flow may have become ready for insertion.
     Progress = 2,
-    /// The caller has reset a held flow.
-    Reset = 3,
     /// An armed flow has gone back: the agent's sockets are to be closed without a packet.
-    Returned = 4,
+    Returned = 3,
     /// A flow with shifted numbers has ended.
-    Ended = 5,
+    Ended = 4,
     /// Requests that wiretaps see have passed, and follow, whole.
-    Copied = 6,
+    Copied = 5,
 }
 
 /// Beginning of a record in the ring buffer; `length` bytes of the caller follow.
@@ -89,12 +87,10 @@ pub enum Outcome {
     Moved = 3,
     /// More was held meanwhile.
     More = 4,
-    /// The caller has reset it.
-    Reset = 5,
     /// For [`Op::Scan`]: not proven.
-    Undecided = 6,
+    Undecided = 5,
     /// The program did not understand the command.
-    Unknown = 7,
+    Unknown = 6,
 }
 
 /// A command: what the program is run on, behind [`COMMAND_AT`] bytes.
@@ -233,8 +229,7 @@ impl Outcome {
             2 => Self::State,
             3 => Self::Moved,
             4 => Self::More,
-            5 => Self::Reset,
-            6 => Self::Undecided,
+            5 => Self::Undecided,
             _ => Self::Unknown,
         }
     }
