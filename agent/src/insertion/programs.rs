@@ -14,20 +14,22 @@ use std::{
 use aya::{
     Ebpf, EbpfError, EbpfLoader, include_bytes_aligned,
     maps::{HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf, SockMap},
-    programs::{
-        ProgramError, SchedClassifier, SkLookup, TcAttachType, TestRun as _, TestRunOptions, links::FdLink,
-        tc::SchedClassifierLink,
-    },
+    programs::{ProgramError, SchedClassifier, SkLookup, TcAttachType, links::FdLink, tc::SchedClassifierLink},
 };
 use ipnet::IpNet;
 use sluice_ebpf_common::{
     self as abi,
     insertion::{
-        self as flows, ACTIVE_HOLD, CARRY, COMMAND_AT, Command, Flow, FlowCounter, FlowKey, LOCAL_FACING_APP,
-        LOCAL_FACING_CALLER, LOCAL_PORT, Local, NameKey, Op, Outcome,
+        self as flows, ACTIVE_HOLD, Flow, FlowCounter, FlowKey, LOCAL_FACING_APP, LOCAL_FACING_CALLER, LOCAL_PORT,
+        Local, NameKey,
     },
 };
 
+mod commands;
+mod locals;
+
+pub use self::commands::{Begun, Scanned};
+use self::locals::Locals;
 use super::{
     devices,
     hints::Hints,
@@ -73,6 +75,12 @@ pub enum ProgramsError {
         #[source]
         source: MapError,
     },
+    /// Each port with HTTP rules takes three places.
+    #[error("more than {most} ports with HTTP rules: ask for `steering: lookup` at the others")]
+    TooManyPorts {
+        /// How many there can be.
+        most: u32,
+    },
     /// Something of the operating system.
     #[error("{what}")]
     Io {
@@ -84,42 +92,13 @@ pub enum ProgramsError {
     },
 }
 
-/// What [`Programs::scan`] looks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scanned {
-    /// Requests that begin with the text.
-    Requests,
-    /// Answers.
-    Answers {
-        /// A bit for each request that is owed an answer, the first in the lowest, whether it is a `HEAD`.
-        heads: u32,
-        /// What the text goes on with.
-        begun: Begun,
-    },
-}
-
-/// What the kernel knows of an answer that goes on in another packet; zeros where one begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Begun {
-    /// Where in the grammar, and a length.
-    pub kept: [u32; 2],
-    /// The beginning of a line that was cut.
-    pub carry: [u8; CARRY],
-}
-
-impl Default for Begun {
-    fn default() -> Self {
-        Self { kept: [0; 2], carry: [0; CARRY] }
-    }
-}
-
 /// The loaded programs and their maps.
 pub struct Programs {
     // In the order in which they should go.
     lookup: Option<FdLink>,
     devices: BTreeMap<String, Vec<SchedClassifierLink>>,
     ports: BTreeMap<u16, Port>,
-    locals: HashMap<MapData, u32, Local>,
+    locals: Locals,
     names: HashMap<MapData, NameKey, u32>,
     values: HashMap<MapData, NameKey, u32>,
     exempt: LpmTrie<MapData, abi::Address, u32>,
@@ -189,7 +168,7 @@ impl Programs {
             lookup: None,
             devices: BTreeMap::new(),
             ports: BTreeMap::new(),
-            locals: take(&mut ebpf, flows::LOCALS_MAP)?,
+            locals: Locals::new(take(&mut ebpf, flows::SLOTS_MAP)?, take(&mut ebpf, flows::LOCALS_MAP)?),
             names: take(&mut ebpf, flows::NAMES_MAP)?,
             values: take(&mut ebpf, flows::VALUES_MAP)?,
             exempt: take(&mut ebpf, abi::EXEMPT_MAP)?,
@@ -258,7 +237,7 @@ impl Programs {
             }
             if !in_use && let Some(held) = self.ports.remove(&port) {
                 for local in [port, held.facing_caller.port, held.facing_app.port] {
-                    let _ = self.locals.remove(&u32::from(local));
+                    self.locals.remove(local)?;
                 }
             }
         }
@@ -284,8 +263,8 @@ impl Programs {
     /// The ports that are looked at, as the kernel holds them.
     #[must_use]
     pub fn held_ports(&self) -> BTreeSet<u16> {
-        let held = self.locals.iter().flatten();
-        held.filter(|(_, local)| local.kind == LOCAL_PORT && local.active != 0).map(|(_, local)| local.port).collect()
+        let held = self.locals.iter().filter(|local| local.kind == LOCAL_PORT && local.active != 0);
+        held.map(|local| local.port).collect()
     }
 
     /// The devices that the programs are attached to.
@@ -310,45 +289,6 @@ impl Programs {
         self.flows.keys().flatten()
     }
 
-    /// Changes a flow, under its lock.
-    pub fn command(&self, key: &FlowKey, id: u32, op: Op, numbers: &[u32]) -> Outcome {
-        let numbers = std::array::from_fn(|n| numbers.get(n).copied().unwrap_or_default());
-        let command = Command { key: *key, op: op as u32, id, numbers, found: [0; 4] };
-        let mut packet = [0; COMMAND_AT + size_of::<Command>()];
-        packet[COMMAND_AT..].copy_from_slice(&command.to_bytes());
-        self.run(&packet, None).map_or(Outcome::Unknown, Outcome::of)
-    }
-
-    /// Runs the kernel's scanner on text, as it would look at the data of a packet to `port`, or from it: for tests of its
-    /// agreement with the parser. Of what is returned with [`Outcome::Done`], the numbers are where the next message begins, how
-    /// many were found, which of the requests are `HEAD`, and bits: 1 for a message that says it is the last, 2 for an answer
-    /// that only the connection's end ends, 4 for a chunked one of which a chunk's data ends there,
-    /// 8 for a request that may fit a wiretap. With [`Outcome::More`]
-    /// the third is how many have ended before, and the rest is what an answer goes on with in the next packet.
-    ///
-    /// # Errors
-    /// When the kernel does not run the program: the text and the command have to fit into one page.
-    pub fn scan(&self, port: u16, text: &[u8], what: Scanned) -> Result<(Outcome, [u32; 4], Begun), ProgramError> {
-        const CARRY_AT: usize = COMMAND_AT + size_of::<Command>();
-        let length = u32::try_from(text.len()).unwrap_or(u32::MAX);
-        let key = FlowKey { caller: [0; 4], pod: [0; 4], caller_port: 0, port };
-        let (numbers, begun) = match what {
-            Scanned::Requests => ([length, 0, 0, 0, 0, 0], Begun::default()),
-            Scanned::Answers { heads, begun } => ([length, 1 | heads << 1, begun.kept[0], begun.kept[1], 0, 0], begun),
-        };
-        let command = Command { key, op: Op::Scan as u32, id: 0, numbers, found: [0; 4] };
-        let mut packet = vec![0; COMMAND_AT];
-        packet.extend(command.to_bytes());
-        packet.extend(begun.carry);
-        packet.extend(text);
-        let mut out = vec![0; packet.len()];
-        let code = self.run(&packet, Some(&mut out))?;
-        let command = out.get(COMMAND_AT..).and_then(Command::from_bytes).unwrap_or(command);
-        let carry = out.get(CARRY_AT..).and_then(|rest| rest.first_chunk()).copied().unwrap_or(begun.carry);
-        let [keep, length, ..] = command.found;
-        Ok((Outcome::of(code), command.found, Begun { kept: [keep, length], carry }))
-    }
-
     /// What was counted.
     ///
     /// # Errors
@@ -366,15 +306,6 @@ impl Programs {
             copies_lost: sum(FlowCounter::CopyLost)?,
             no_socket: sum(FlowCounter::NoSocket)?,
         })
-    }
-
-    fn run(&self, packet: &[u8], out: Option<&mut [u8]>) -> Result<u32, ProgramError> {
-        let program = self.ebpf.program(flows::COMMAND_PROGRAM).ok_or(ProgramError::NotLoaded)?;
-        let program: &SchedClassifier = program.try_into()?;
-        let mut options = TestRunOptions::new();
-        options.data_in = Some(packet);
-        options.data_out = out;
-        Ok(program.test_run(options)?.return_value)
     }
 
     fn activate(&mut self, port: u16, hints: &Hints) -> Result<(), ProgramsError> {
@@ -398,14 +329,13 @@ impl Programs {
             self.names.insert(name, interest, 0).map_err(names)?;
         }
         let (caller, app) = (held.facing_caller.port, held.facing_app.port);
-        let locals = |source| ProgramsError::Map { map: flows::LOCALS_MAP, source };
         let facing = |kind| Local::new(kind, port, 0, 0, ACTIVE_HOLD, [0; 2]);
-        self.locals.insert(u32::from(caller), facing(LOCAL_FACING_CALLER), 0).map_err(locals)?;
-        self.locals.insert(u32::from(app), facing(LOCAL_FACING_APP), 0).map_err(locals)?;
+        self.locals.insert(caller, facing(LOCAL_FACING_CALLER))?;
+        self.locals.insert(app, facing(LOCAL_FACING_APP))?;
         let mut local = Local::new(LOCAL_PORT, port, caller, app, hints.active(), hints.bitmap());
         // What has been found out stays so.
-        local.deferred = self.locals.get(&u32::from(port), 0).map_or(0, |held| held.deferred);
-        self.locals.insert(u32::from(port), local, 0).map_err(locals)?;
+        local.deferred = self.locals.get(port).map_or(0, |held| held.deferred);
+        self.locals.insert(port, local)?;
         let before = std::mem::replace(&mut held.hints, hints.clone());
         held.active = true;
         for (name, _) in before.names(port).filter(|(name, _)| hints.names(port).all(|(new, _)| new != *name)) {
@@ -421,8 +351,7 @@ impl Programs {
         let Some(held) = self.ports.get_mut(&port) else { return Ok(()) };
         held.active = false;
         let local = Local::new(LOCAL_PORT, port, held.facing_caller.port, held.facing_app.port, 0, [0; 2]);
-        let locals = |source| ProgramsError::Map { map: flows::LOCALS_MAP, source };
-        self.locals.insert(u32::from(port), local, 0).map_err(locals)?;
+        self.locals.insert(port, local)?;
         let hints = std::mem::take(&mut held.hints);
         for (name, _) in hints.names(port) {
             let _ = self.names.remove(&name);
@@ -507,7 +436,9 @@ impl std::fmt::Debug for Programs {
 
 /// Another descriptor of a map that the loaded object still has.
 fn shared(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, ProgramsError> {
-    let Some(Map::HashMap(data)) = ebpf.map(name) else { return Err(ProgramsError::Missing { name }) };
+    let Some(Map::HashMap(data) | Map::Array(data)) = ebpf.map(name) else {
+        return Err(ProgramsError::Missing { name });
+    };
     let fd = data.fd().as_fd().try_clone_to_owned();
     fd.map_err(|source| ProgramsError::Io { what: "the map cannot be shared", source })
 }

@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, os::fd::OwnedFd};
 
-use aya::maps::{HashMap, Map, MapData};
+use aya::maps::{Array, HashMap, Map, MapData};
 use sluice_ebpf_common::insertion::{ENDED, FLAG_RESET, Flow, FlowKey, LOCAL_PORT, Local};
 
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
 /// The maps and links of one worker's packet programs, which live for as long as this does.
 pub(super) struct Kept {
     flows: HashMap<MapData, FlowKey, Flow>,
-    locals: HashMap<MapData, u32, Local>,
+    locals: Array<MapData, Local>,
     _links: Vec<OwnedFd>,
 }
 
@@ -25,18 +25,20 @@ impl Kept {
     /// From the descriptors in the order in which they are passed on. `None` where they are others.
     pub(super) fn new(descriptors: Vec<OwnedFd>) -> Option<Self> {
         let mut descriptors = descriptors.into_iter();
-        let mut map = || Some(Map::HashMap(MapData::from_fd(descriptors.next()?).ok()?));
-        let (flows, locals) = (HashMap::try_from(map()?).ok()?, HashMap::try_from(map()?).ok()?);
+        let mut map = || MapData::from_fd(descriptors.next()?).ok();
+        let (flows, locals) = (Map::HashMap(map()?), Map::Array(map()?));
+        let (flows, locals) = (HashMap::try_from(flows).ok()?, Array::try_from(locals).ok()?);
         Some(Self { flows, locals, _links: descriptors.collect() })
     }
 
     /// The kernel looks at no more requests on behalf of the worker, which has died.
     pub(super) fn retire(&mut self) {
-        for (port, mut local) in self.locals.iter().flatten().collect::<Vec<_>>() {
-            if local.kind == LOCAL_PORT {
+        for slot in 1..self.locals.len() {
+            let Ok(mut local) = self.locals.get(&slot, 0) else { continue };
+            if local.kind == LOCAL_PORT && local.active != 0 {
                 local.active = 0;
-                if let Err(error) = self.locals.insert(port, local, 0) {
-                    tracing::error!(%error, port, "the kernel goes on to hold requests for a dead agent");
+                if let Err(error) = self.locals.set(slot, local, 0) {
+                    tracing::error!(%error, port = local.port, "the kernel goes on to hold requests for a dead agent");
                 }
             }
         }

@@ -11,7 +11,11 @@ pub use self::{flow::*, messages::*};
 
 /// Name of the hash map of flows: [`FlowKey`] to [`Flow`].
 pub const FLOWS_MAP: &str = "FLOWS";
-/// Name of the hash map of local ports that the packet programs know: port (`u32`) to [`Local`].
+/// Name of the array in which the packet programs look up a local port: rows of [`SLOTS_ROW`] ports, each with its index in
+/// [`LOCALS_MAP`], or 0 where it does not matter. In two steps, because the kernel looks things up in an array within the
+/// program itself, and this is done for every packet.
+pub const SLOTS_MAP: &str = "SLOTS";
+/// Name of the array of local ports that matter, from 1 on: each a [`Local`].
 pub const LOCALS_MAP: &str = "LOCALS";
 /// Name of the hash map of header names that matter: [`NameKey`] to an [`Interest`] (`u32`).
 pub const NAMES_MAP: &str = "NAMES";
@@ -35,8 +39,12 @@ pub const SPARE_PROGRAM: &str = "sluice_spare";
 
 /// Most flows; the map is filled as they come.
 pub const FLOWS_MAX: u32 = 65_536;
-/// Most local ports: three for each port with HTTP rules.
+/// Entries of the array of local ports: three for each port with HTTP rules, and one that stays empty.
 pub const LOCALS_MAX: u32 = 1024;
+/// Ports in a row of [`SLOTS_MAP`].
+pub const SLOTS_ROW: usize = 32;
+/// Rows of [`SLOTS_MAP`].
+pub const SLOTS_ROWS: u32 = 2048;
 /// Most header names and values of all rules together.
 pub const NAMES_MAX: u32 = 16_384;
 /// Bytes of the ring buffer: two held windows of the longest kind. It is mapped twice into the agent.
@@ -56,7 +64,7 @@ pub const MARK_SINK: u32 = 0x5100_0002;
 /// Longest part of a packet that is read for request heads, and longest piece of a held packet in one event.
 pub const WINDOW: usize = 4096;
 
-/// What a local port is.
+/// What a local port is. Zeros where there is none.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Local {
@@ -164,3 +172,4 @@ impl NameKey {
 
 const _: () = assert!(size_of::<Local>() == 32);
 const _: () = assert!(size_of::<NameKey>() == 16);
+const _: () = assert!(SLOTS_ROW * SLOTS_ROWS as usize == 1 << 16);

@@ -90,7 +90,11 @@ fn sluice_ingress(ctx: TcContext) -> i32 {
     if flow.state == State::Held as u32 {
         note_time(&packet, flow);
     }
-    let act = locked(flow, |flow| decide(flow, &packet, local.active != 0));
+    let act = if is_plain(flow, &packet, local) {
+        Act::Scan(packet.seq)
+    } else {
+        locked(flow, |flow| decide(flow, &packet, local.active != 0))
+    };
     if is_forgotten(flow) {
         locked(flow, release);
         return finish(&packet, &key, local, flow, scratch, Act::LetGo);
@@ -100,6 +104,26 @@ fn sluice_ingress(ctx: TcContext) -> i32 {
         Act::Copy(_) if !checksum::holds(&packet, scratch) => DROP,
         Act::Copy(from) => copied(&packet, &key, flow, scratch, from),
         act => finish(&packet, &key, local, flow, scratch, act),
+    }
+}
+
+/// Whether nothing is to be decided: a head begins here for certain. Most requests are like that, and taking the lock costs as
+/// much as looking a flow up. What is read without it is looked at again when the head has been read.
+#[inline(always)]
+fn is_plain(flow: &Flow, packet: &Packet, local: &Local) -> bool {
+    flow.state == State::Native as u32
+        && flow.flags & (abi::FLAG_OLD | abi::FLAG_UNSET) == 0
+        && packet.flags & (RST | FIN | SYN | URG | ACK) == ACK
+        && packet.len != 0
+        && packet.seq == flow.next_head
+        && local.active != 0
+}
+
+/// The caller has acknowledged something that was sent.
+#[inline(always)]
+fn acknowledged(flow: &mut Flow, packet: &Packet) {
+    if packet.has(ACK) && after(packet.ack, flow.caller_ack) && !after(packet.ack, flow.sent_end) {
+        flow.caller_ack = packet.ack;
     }
 }
 
@@ -119,9 +143,8 @@ fn decide(flow: &mut Flow, packet: &Packet, active: bool) -> Act {
     if flow.state == State::Split as u32 {
         return split(flow, packet);
     }
-    let known = flow.flags & abi::FLAG_UNSET == 0;
-    if known && packet.has(ACK) && after(packet.ack, flow.caller_ack) && !after(packet.ack, flow.sent_end) {
-        flow.caller_ack = packet.ack;
+    if flow.flags & abi::FLAG_UNSET == 0 {
+        acknowledged(flow, packet);
     }
     if packet.len == 0 {
         flow.flags |= abi::FLAG_SHAKEN;
@@ -280,6 +303,7 @@ fn scanned(
             // Something else has happened to it meanwhile.
             return Act::Drop;
         }
+        acknowledged(flow, packet);
         let was_old = flow.flags & abi::FLAG_OLD != 0;
         if verdict == Verdict::NotHttp && (was_old || flow.asked == 0) {
             if was_old {

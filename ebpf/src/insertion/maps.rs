@@ -5,7 +5,7 @@ use aya_ebpf::{
     btf_maps,
     helpers::{self, generated},
     macros::{btf_map, map},
-    maps::{HashMap, LpmTrie, PerCpuArray, RingBuf, SockMap},
+    maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SockMap},
 };
 use sluice_ebpf_common::{
     self as common, AddressWords,
@@ -19,9 +19,13 @@ use super::{checksum::Sum, copy::Copying, egress::Reading, packet::Search, scan:
 pub(crate) static FLOWS: btf_maps::HashMap<FlowKey, Flow, { abi::FLOWS_MAX as usize }, { BPF_F_NO_PREALLOC as usize }> =
     btf_maps::HashMap::new();
 
+/// Where in [`LOCALS`] each local port is.
+#[map]
+static SLOTS: Array<[u16; abi::SLOTS_ROW]> = Array::with_max_entries(abi::SLOTS_ROWS, 0);
+
 /// Local ports that matter.
 #[map]
-pub(crate) static LOCALS: HashMap<u32, Local> = HashMap::with_max_entries(abi::LOCALS_MAX, BPF_F_NO_PREALLOC);
+static LOCALS: Array<Local> = Array::with_max_entries(abi::LOCALS_MAX, 0);
 
 /// Header names that matter.
 #[map]
@@ -108,19 +112,29 @@ pub(crate) fn locked<R>(flow: &mut Flow, act: impl FnOnce(&mut Flow) -> R) -> R 
     result
 }
 
-/// A local port.
+/// A local port. User space writes its parts one after the other, so that a packet in between may be looked at by either
+/// set of rules.
 #[inline(always)]
 #[expect(unsafe_code, reason = "map values are shared with user space")]
 pub(crate) fn local(port: u16) -> Option<&'static Local> {
-    // SAFETY: user space replaces values as a whole, and each field is read at once.
-    unsafe { LOCALS.get(&(port as u32)) }
+    // SAFETY: values of an array stay readable, and each field is read at once.
+    entry(port).map(|entry| unsafe { &*entry })
+}
+
+#[inline(always)]
+#[expect(unsafe_code, reason = "a map value is reached through a pointer")]
+fn entry(port: u16) -> Option<*mut Local> {
+    let row = SLOTS.get_ptr(port as u32 / abi::SLOTS_ROW as u32)?;
+    // SAFETY: within the row. Volatile, as user space may write it.
+    let slot = unsafe { core::ptr::read_volatile(row.cast::<u16>().add(port as usize % abi::SLOTS_ROW)) };
+    if slot == 0 { None } else { LOCALS.get_ptr_mut(slot as u32) }
 }
 
 /// Notes whether the app's socket was there, when data came for a connection to this port.
 #[inline(always)]
 #[expect(unsafe_code, reason = "map values are shared with user space")]
 pub(crate) fn was_there(port: u16, there: bool) {
-    if let Some(local) = LOCALS.get_ptr_mut(&(port as u32)) {
+    if let Some(local) = entry(port) {
         // SAFETY: one aligned word of a value that stays readable while the program runs.
         unsafe {
             if !there {
