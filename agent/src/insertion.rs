@@ -19,6 +19,7 @@ mod inserter;
 mod joining;
 mod ports;
 mod returning;
+mod sweep;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

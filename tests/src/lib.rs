@@ -27,6 +27,7 @@ pub mod bench;
 pub mod binaries;
 pub mod cluster;
 pub mod demo;
+pub mod flows;
 pub mod image;
 pub mod peers;
 pub mod product;

@@ -11,7 +11,6 @@
 //! files, memory.
 
 mod app;
-mod flows;
 mod load;
 mod report;
 
@@ -30,12 +29,12 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 pub use self::report::{Document, Kill, Leak, Memory};
 use self::{
-    flows::Flows,
     load::{CALLERS, Record},
     report::Killed,
 };
 use crate::{
     Agent, Client, Direction, eventually,
+    flows::Flows,
     process::usage,
     stage::{Rule, Stage},
 };

@@ -4,15 +4,10 @@
 //! ready: what was sent must be acknowledged on both sides before two sockets can take over. Bounded: so many at once, so
 //! many bytes, so long; what goes beyond is let go, counted, and answered by the app.
 
-use std::{
-    collections::{HashMap, HashSet},
-    io,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, io, sync::Arc, time::Duration};
 
 use aya::maps::{MapData, RingBuf};
-use sluice_ebpf_common::insertion::{Event, EventKind, FlowKey, Op, State};
+use sluice_ebpf_common::insertion::{Event, EventKind, FlowKey, Op};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     time::Instant,
@@ -23,10 +18,10 @@ use super::{
     Inserted, SharedPrograms, copies,
     joining::{Attempt, Hold, Made, Wait, caller_of, insert, pod_of},
     lock,
+    sweep::Sweep,
 };
 use crate::{
     connection::{Shared, Steered},
-    existing,
     metrics::NotInserted,
     socket::Socket,
 };
@@ -48,9 +43,6 @@ const AFTERWARDS: Duration = Duration::from_secs(90);
 /// Attempts at once, when the numbers move between the reading of them and the insertion.
 const ATTEMPTS: u32 = 3;
 
-/// How often flows are looked for whose app has no socket any more: their callers have gone without a word. Twice missed is gone.
-const SWEEP: Duration = Duration::from_secs(60);
-
 /// The task's state.
 struct Inserter {
     programs: SharedPrograms,
@@ -61,8 +53,6 @@ struct Inserter {
     /// Those that are served, by the flow's key; cancelled when the kernel has given one back, and then still here until
     /// its sockets are closed.
     inserted: HashMap<FlowKey, (u32, CancellationToken)>,
-    /// Flows without a socket, by key and number, as of the last sweep.
-    missed: HashSet<(FlowKey, u32)>,
     ended_tx: tokio::sync::mpsc::UnboundedSender<(FlowKey, u32)>,
 }
 
@@ -83,14 +73,13 @@ pub(crate) async fn run(
     };
     let (ended_tx, mut ended_rx) = tokio::sync::mpsc::unbounded_channel();
     let (holds, inserted) = (HashMap::new(), HashMap::new());
-    let missed = HashSet::new();
-    let mut inserter = Inserter { programs, shared, connections, cut, holds, inserted, missed, ended_tx };
-    let mut sweep = Instant::now() + SWEEP;
+    let mut sweep = Sweep::new(programs.clone());
+    let mut inserter = Inserter { programs, shared, connections, cut, holds, inserted, ended_tx };
     let mut afterwards = std::collections::VecDeque::<(Instant, FlowKey, u32)>::new();
     loop {
         let look = if inserter.holds.is_empty() { None } else { Some(Instant::now() + LOOK) };
         let forget = afterwards.front().map(|(at, ..)| *at);
-        let next = [look, forget].into_iter().flatten().fold(sweep, Instant::min);
+        let next = [look, forget].into_iter().flatten().min();
         // Cancel safe: events stay in the ring, ends in their channel.
         tokio::select! {
             biased;
@@ -116,13 +105,14 @@ pub(crate) async fn run(
                     afterwards.push_back((Instant::now() + AFTERWARDS, key, id));
                 }
             }
-            () = tokio::time::sleep_until(next) => {}
+            swept = sweep.run() => {
+                if let Err(error) = swept {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "flows whose callers have gone are not forgotten");
+                }
+            }
+            () = async { tokio::time::sleep_until(next.unwrap_or_else(Instant::now)).await }, if next.is_some() => {}
         }
         inserter.look();
-        if sweep <= Instant::now() {
-            inserter.sweep();
-            sweep = Instant::now() + SWEEP;
-        }
         while let Some(&(at, key, id)) = afterwards.front()
             && at <= Instant::now()
         {
@@ -183,30 +173,6 @@ impl Inserter {
     fn look(&mut self) {
         for key in self.holds.keys().copied().collect::<Vec<_>>() {
             self.attempt(&key);
-        }
-    }
-
-    /// Forgets flows whose app has had no socket for so long that nobody waits for a packet of it any more (TIME-WAIT is as long
-    /// as the pause between two sweeps).
-    fn sweep(&mut self) {
-        let programs = lock(&self.programs);
-        let mut open = HashMap::new();
-        let before = std::mem::take(&mut self.missed);
-        for key in programs.flow_keys().collect::<Vec<_>>() {
-            let of_port = open.entry(key.port).or_insert_with(|| existing::callers(key.port));
-            // Where the kernel does not tell, nothing is forgotten.
-            if of_port.as_ref().map_or(true, |open| open.contains(&caller_of(&key))) {
-                continue;
-            }
-            let Some(flow) = programs.flow(&key) else { continue };
-            if flow.state != State::Native as u32 && flow.state != State::Wire as u32 {
-                continue;
-            }
-            if before.contains(&(key, flow.id)) {
-                let _ = programs.command(&key, flow.id, Op::Remove, &[]);
-            } else {
-                self.missed.insert((key, flow.id));
-            }
         }
     }
 

@@ -92,6 +92,9 @@ pub enum ProgramsError {
     },
 }
 
+/// The map of flows.
+pub(super) type FlowMap = HashMap<MapData, FlowKey, Flow>;
+
 /// The loaded programs and their maps.
 pub struct Programs {
     // In the order in which they should go.
@@ -102,7 +105,7 @@ pub struct Programs {
     names: HashMap<MapData, NameKey, u32>,
     values: HashMap<MapData, NameKey, u32>,
     exempt: LpmTrie<MapData, abi::Address, u32>,
-    flows: HashMap<MapData, FlowKey, Flow>,
+    flows: FlowMap,
     counters: PerCpuArray<MapData, u64>,
     events: Option<RingBuf<MapData>>,
     _listeners: SockMap<MapData>,
@@ -282,6 +285,18 @@ impl Programs {
     #[must_use]
     pub fn flow(&self, key: &FlowKey) -> Option<Flow> {
         self.flows.get(key, WITH_LOCK).ok()
+    }
+
+    /// The map of flows once more, for another thread.
+    ///
+    /// # Errors
+    /// When no file can be opened.
+    pub(super) fn flows_again(&self) -> Result<FlowMap, ProgramsError> {
+        let [flows, _] = &self.shared;
+        let fd = flows.try_clone();
+        let fd = fd.map_err(|source| ProgramsError::Io { what: "the map of flows cannot be shared", source })?;
+        let map = |source| ProgramsError::Map { map: flows::FLOWS_MAP, source };
+        FlowMap::try_from(Map::HashMap(MapData::from_fd(fd).map_err(map)?)).map_err(map)
     }
 
     /// All flows.

@@ -11,6 +11,7 @@ mod busy;
 mod callers;
 mod capture;
 mod checksums;
+mod forgotten;
 mod framing;
 mod joining;
 mod load;

@@ -20,7 +20,7 @@ use crate::{HTTP, OURS, SOON, Scene, THEIRS, ask};
 const EACH: usize = 20;
 
 /// The agent proper.
-fn worker_of(scene: &Scene) -> Result<Pid> {
+pub(crate) fn worker_of(scene: &Scene) -> Result<Pid> {
     Ok(Pid::from_raw(i32::try_from(scene.agent.process().child()?)?))
 }
 

@@ -13,13 +13,15 @@ const SPLIT: u32 = 2;
 
 /// All connections that the programs of some processes know.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Flows {
+pub struct Flows {
     /// How many.
-    pub(super) count: usize,
-    /// Ports of callers in whose connections the agent is.
-    pub(super) inserted: BTreeSet<u16>,
+    pub count: usize,
+    /// Ports of their callers.
+    pub callers: BTreeSet<u16>,
+    /// Those in whose connections the agent is.
+    pub inserted: BTreeSet<u16>,
     /// How many of each kind: their state and flags, and whether their numbers are shifted.
-    pub(super) kinds: BTreeMap<String, usize>,
+    pub kinds: BTreeMap<String, usize>,
 }
 
 #[derive(Deserialize)]
@@ -58,12 +60,18 @@ struct Value {
 
 impl Flows {
     /// Those of a process.
-    pub(super) fn of(pid: u32) -> Result<Self> {
+    ///
+    /// # Errors
+    /// When `bpftool` does not tell.
+    pub fn of(pid: u32) -> Result<Self> {
         Self::within(&BpfObjects::of_process(pid).maps)
     }
 
     /// Those that a process has and another one has not.
-    pub(super) fn of_one_only(pid: u32, other: u32) -> Result<Self> {
+    ///
+    /// # Errors
+    /// As [`Flows::of`].
+    pub fn of_one_only(pid: u32, other: u32) -> Result<Self> {
         Self::within(&(&BpfObjects::of_process(pid).maps - &BpfObjects::of_process(other).maps))
     }
 
@@ -83,6 +91,7 @@ impl Flows {
         for Formatted { key, value } in entries.iter().map(|entry| &entry.formatted) {
             let Value { state, flags, din, dout, time_in, time_out } = value;
             let shifted = if din | dout | time_in | time_out == 0 { "" } else { ", shifted" };
+            self.callers.insert(key.caller_port);
             if *state == SPLIT {
                 self.inserted.insert(key.caller_port);
             }
@@ -110,6 +119,7 @@ mod tests {
         flows.read(&format!("[{},{}]", entry(60930, 0, [0, 3]), entry(60931, 0, [0, 0]))).unwrap();
         flows.read("[]").unwrap();
         assert_eq!((flows.count, flows.inserted), (4, BTreeSet::from([60928])));
+        assert_eq!(flows.callers, BTreeSet::from_iter(60928..60932));
         assert_eq!(
             flows.kinds.keys().collect::<Vec<_>>(),
             ["state 0, flags 0xc0", "state 0, flags 0xc0, shifted", "state 2, flags 0xc0"]
