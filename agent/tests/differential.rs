@@ -433,6 +433,30 @@ fn f09_answers_are_followed_wherever_packets_end() {
     });
 }
 
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn f09_lines_that_do_not_end_as_they_should_are_not_followed_wherever_packets_end() {
+    let texts = [
+        "HTTP/1.1 404 Not Found\rContent-Length: 0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nX: y\rContent-Length: 0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\rX: y\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\ra\r\n0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r0\r\n\r\n",
+    ];
+    namespace::in_namespace(|| {
+        let (programs, _) = load();
+        for text in texts.map(str::as_bytes) {
+            for one in 1..text.len() {
+                for other in one + 1..text.len() {
+                    let cuts = [0, one, other, text.len()];
+                    let (outcome, numbers) = pieces(&programs, text, 0, &cuts);
+                    assert_ne!(outcome, Outcome::Done, "cut at {cuts:?}: {}, {numbers:?}", text.escape_ascii());
+                }
+            }
+        }
+    });
+}
+
 /// Two whole answers, which end with the text.
 fn ends_well(programs: &Programs, text: &[u8], cuts: &[usize]) {
     let expected = (Outcome::Done, [u32::try_from(text.len()).unwrap(), 2, 0, 0]);

@@ -246,7 +246,8 @@ pub(super) fn carry(scratch: &mut Scratch) -> Verdict {
     let Scan { answers, line, len, total, mode, sized, status, trailer, .. } = scratch.scan;
     let length = len.wrapping_sub(line);
     let of_chunk = mode == at::SIZE || mode == at::DATA_END || sized != 0;
-    if answers == 0 || of_chunk || length == 0 || length > CARRY as u32 {
+    // Behind a carriage return that ended the packet before something else than its line feed is there: no line begins here.
+    if answers == 0 || of_chunk || mode == at::FEED || length == 0 || length > CARRY as u32 {
         return Verdict::Undecided;
     }
     let mut ended = 0;
