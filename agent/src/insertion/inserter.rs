@@ -87,9 +87,6 @@ pub(crate) async fn run(
                 Ok(mut ready) => {
                     while let Some(record) = ready.get_inner_mut().next() {
                         if let Some((event, bytes)) = Event::from_bytes(&record) {
-                            if event.kind == EventKind::Ended as u32 {
-                                afterwards.push_back((Instant::now() + AFTERWARDS, event.key, event.id));
-                            }
                             inserter.take(&event, bytes);
                         }
                     }

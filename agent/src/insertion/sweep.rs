@@ -1,7 +1,7 @@
 //! Flows whose app has had no socket for so long that nobody waits for a packet of them any more.
 //!
-//! The kernel forgets a flow by itself when it sees the connection's end. It does not where a caller goes without a word, or
-//! where the last packets get lost.
+//! The kernel forgets a flow by itself when it sees the connection's end. It does not where packets may still come that have to
+//! be translated, where a caller goes without a word, or where the last packets get lost.
 
 use std::{
     collections::{HashMap, HashSet},

@@ -21,7 +21,8 @@ const MAX_GREETING: u32 = 16 << 10;
 enum Act {
     /// To the caller.
     Pass,
-    /// To the caller, and the flow is over.
+    /// To the caller, and the flow is over. One that is shifted is not forgotten here: more packets may come that have to be, and
+    /// not every reset is one to the other side's TCP (RFC 5961).
     PassLast,
     /// To the agent.
     ToAgent,
@@ -81,9 +82,6 @@ fn sluice_egress(ctx: TcContext) -> i32 {
     if flow.is_shifted() {
         let (seq_less, ack_less) = (0_u32.wrapping_sub(flow.dout), 0_u32.wrapping_sub(flow.din));
         packet.shift(scratch, Shift { seq_less, ack_less, value_more: flow.time_out, echo_less: flow.time_in });
-        if act == Act::PassLast {
-            maps::tell(&key, EventKind::Ended, flow.id);
-        }
     } else if act == Act::PassLast {
         let _ = FLOWS.remove(&key);
     }
@@ -215,7 +213,9 @@ fn decide(flow: &mut Flow, packet: &Packet, clock: u64, greeting: bool) -> Act {
         return Act::Pass;
     }
     if packet.has(RST) {
-        flow.state = State::Wire as u32;
+        if flow.state == State::Held as u32 {
+            flow.state = State::Wire as u32;
+        }
         return Act::PassLast;
     }
     let held = flow.state == State::Held as u32;

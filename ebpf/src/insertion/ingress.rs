@@ -32,7 +32,7 @@ pub(crate) const fn after(a: u32, b: u32) -> bool {
 enum Act {
     /// To the app, with shifted numbers where the flow has them.
     Pass,
-    /// To the app, and the flow is over.
+    /// To the app, and the flow is over, as in the other direction.
     PassLast,
     /// To the app, as all that was held.
     LetGo,
@@ -134,7 +134,9 @@ fn decide(flow: &mut Flow, packet: &Packet, active: bool) -> Act {
         if flow.state == State::Split as u32 {
             return Act::ToAgent;
         }
-        flow.state = State::Wire as u32;
+        if flow.state == State::Held as u32 {
+            flow.state = State::Wire as u32;
+        }
         return Act::PassLast;
     }
     if packet.has(FIN) {
@@ -460,9 +462,6 @@ fn finish(packet: &Packet, key: &FlowKey, local: &Local, flow: &mut Flow, scratc
     if flow.is_shifted() {
         let Flow { din: seq_less, dout: ack_less, time_in: value_more, time_out: echo_less, .. } = *flow;
         packet.shift(scratch, Shift { seq_less, ack_less, value_more, echo_less });
-        if act == Act::PassLast {
-            maps::tell(key, EventKind::Ended, flow.id);
-        }
     } else if act == Act::PassLast {
         let _ = FLOWS.remove(key);
     }

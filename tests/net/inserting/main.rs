@@ -10,8 +10,8 @@ mod busy;
 #[path = "../odd/real/callers.rs"]
 mod callers;
 mod capture;
-mod checksums;
 mod forgotten;
+mod frames;
 mod framing;
 mod joining;
 mod load;

@@ -12,10 +12,8 @@ pub enum EventKind {
     Progress = 2,
     /// An armed flow has gone back: the agent's sockets are to be closed without a packet.
     Returned = 3,
-    /// A flow with shifted numbers has ended.
-    Ended = 4,
     /// Requests that wiretaps see have passed, and follow, whole.
-    Copied = 5,
+    Copied = 4,
 }
 
 /// Beginning of a record in the ring buffer; `length` bytes of the caller follow.

@@ -1,4 +1,6 @@
-//! f05: packets whose checksum does not hold. The packet programs see them before the app's TCP does, which throws them away.
+//! f05: packets that no caller's TCP would send just then, in frames made by hand: with a checksum that does not hold, which the
+//! packet programs see before the app's TCP throws them away; and such as come twice, alone or in one piece with others, as where
+//! packets get lost behind the programs.
 
 use std::{net::IpAddr, process::Command};
 
