@@ -10,7 +10,32 @@ import (
 	"net/http"
 	"os"
 	"strconv"
+	"time"
 )
+
+// A connection that is read on when it has been closed: otherwise the kernel resets it where requests wait behind the one
+// that is answered last, and throws away what has not gone out of the answers.
+type lingering struct{ *net.TCPConn }
+
+func (connection lingering) Close() error {
+	connection.CloseWrite()
+	go func() {
+		connection.SetReadDeadline(time.Now().Add(10 * time.Second))
+		io.Copy(io.Discard, connection.TCPConn)
+		connection.TCPConn.Close()
+	}()
+	return nil
+}
+
+type listening struct{ net.Listener }
+
+func (listener listening) Accept() (net.Conn, error) {
+	connection, err := listener.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return lingering{connection.(*net.TCPConn)}, nil
+}
 
 // How many requests of a connection have been answered.
 type served struct{ count int }
@@ -57,5 +82,5 @@ func main() {
 		},
 	}
 	fmt.Println("listening")
-	log.Fatal(server.Serve(listener))
+	log.Fatal(server.Serve(listening{listener}))
 }
