@@ -107,7 +107,7 @@ pub(crate) async fn run(
                     tracing::warn!(error = &error as &dyn std::error::Error, "flows whose callers have gone are not forgotten");
                 }
             }
-            () = async { tokio::time::sleep_until(next.unwrap_or_else(Instant::now)).await }, if next.is_some() => {}
+            () = tokio::time::sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
         }
         inserter.look();
         while let Some(&(at, key, id)) = afterwards.front()
