@@ -86,10 +86,9 @@ pub(crate) struct Connection {
     pub(crate) own: bool,
 }
 
-/// Who has a connection to a port, as long as a packet of it may come that somebody waits for.
-pub(crate) fn callers(port: u16) -> io::Result<BTreeSet<SocketAddr>> {
-    Ok(alive(port)?.into_iter().map(|socket| SocketAddr::new(socket.peer, socket.peer_port())).collect())
-}
+/// Who has connections to ports, as long as packets of them may come that somebody waits for. Each port is asked for once.
+#[derive(Debug, Default)]
+pub(crate) struct Callers(BTreeMap<u16, io::Result<BTreeSet<SocketAddr>>>);
 
 /// All connections to a port that there are.
 pub(crate) fn connections(port: u16) -> io::Result<Vec<Connection>> {
@@ -100,6 +99,18 @@ pub(crate) fn connections(port: u16) -> io::Result<Vec<Connection>> {
         own: own.contains(&socket.inode),
     };
     Ok(sockets(port)?.into_iter().map(connection).collect())
+}
+
+// === impl Callers ===
+
+impl Callers {
+    /// Whether this one may have a connection to the port: also where the kernel does not tell.
+    pub(crate) fn may_have(&mut self, port: u16, caller: SocketAddr) -> bool {
+        let of_port = self.0.entry(port).or_insert_with(|| {
+            Ok(alive(port)?.into_iter().map(|socket| SocketAddr::new(socket.peer, socket.peer_port())).collect())
+        });
+        of_port.as_ref().map_or(true, |callers| callers.contains(&caller))
+    }
 }
 
 // === impl Existing ===

@@ -3,10 +3,7 @@
 //! The kernel forgets a flow by itself when it sees the connection's end. It does not where packets may still come that have to
 //! be translated, where a caller goes without a word, or where the last packets get lost.
 
-use std::{
-    collections::{HashMap, HashSet},
-    time::Duration,
-};
+use std::{collections::HashSet, time::Duration};
 
 use sluice_ebpf_common::insertion::{FlowKey, Op, State};
 use tokio::{task::JoinHandle, time::Instant};
@@ -17,7 +14,7 @@ use super::{
     lock,
     programs::{FlowMap, ProgramsError},
 };
-use crate::existing;
+use crate::existing::Callers;
 
 /// How often they are looked for. Twice missed is gone: TIME-WAIT is over by then.
 const EVERY: Duration = Duration::from_secs(60);
@@ -34,15 +31,10 @@ pub(super) struct Sweep {
 
 /// Those of which no socket is left.
 fn without_socket(flows: &FlowMap) -> Vec<FlowKey> {
-    let mut open = HashMap::new();
-    let mut is_open = |key: &FlowKey| {
-        let of_port = open.entry(key.port).or_insert_with(|| existing::callers(key.port));
-        // Where the kernel does not tell, nothing is forgotten.
-        of_port.as_ref().map_or(true, |open| open.contains(&caller_of(key)))
-    };
+    let mut callers = Callers::default();
     // First the flows, so that none is younger than what is known of the sockets.
     let keys: Vec<_> = flows.keys().flatten().collect();
-    keys.into_iter().filter(|key| !is_open(key)).collect()
+    keys.into_iter().filter(|key| !callers.may_have(key.port, caller_of(key))).collect()
 }
 
 // === impl Sweep ===

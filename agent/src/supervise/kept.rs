@@ -2,13 +2,13 @@
 //!
 //! Owns the judgement whether a connection still depends on it. Runs in the parent only.
 
-use std::{collections::BTreeMap, os::fd::OwnedFd};
+use std::os::fd::OwnedFd;
 
 use aya::maps::{Array, HashMap, Map, MapData};
 use sluice_ebpf_common::insertion::{ENDED, FLAG_RESET, Flow, FlowKey, LOCAL_PORT, Local};
 
 use crate::{
-    existing,
+    existing::{self, Callers},
     insertion::{WITH_LOCK, caller_of, is_lost_alone},
 };
 
@@ -47,12 +47,8 @@ impl Kept {
     /// Whether a connection is still open of which the two sides see other numbers, as far as this side knows: a caller may
     /// have gone without a word that was heard here, but then the app's socket has gone as well.
     pub(super) fn is_needed(&self) -> bool {
-        let mut open = BTreeMap::new();
-        self.open(Flow::is_shifted).any(|key| {
-            let of_port = open.entry(key.port).or_insert_with(|| existing::callers(key.port));
-            // Where the kernel does not tell, nobody may be cut off.
-            of_port.as_ref().map_or(true, |open| open.contains(&caller_of(&key)))
-        })
+        let mut callers = Callers::default();
+        self.open(Flow::is_shifted).any(|key| callers.may_have(key.port, caller_of(&key)))
     }
 
     /// Before this goes: ends the connections that would be dead without it, so that their two sides know at once.
