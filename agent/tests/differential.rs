@@ -27,8 +27,14 @@ use sluice_agent::{
 use sluice_protocol::rules::{RuleFile, matcher::RuleSet};
 
 const PORT: u16 = 8080;
-/// The same rules, as wiretaps.
-const TAPPED: u16 = 8081;
+/// Ports with rules of a kind: all of them; the same as wiretaps; those of which the kernel knows the only exact name and its
+/// value without looking into its maps; and the name alone.
+const PORTS: [(u16, &str, &[&str]); 4] = [
+    (PORT, "Intercept", &RULES),
+    (8081, "Wiretap", &RULES),
+    (8082, "Intercept", &[RULES[0], RULES[2]]),
+    (8083, "Intercept", &[RULES[0], "[{name: X-Dev, value: Anna}]"]),
+];
 
 /// Conditions of every kind, on names of many lengths.
 const RULES: [&str; 4] = [
@@ -322,11 +328,11 @@ fn pieces(programs: &Programs, text: &[u8], owed: u32, cuts: &[usize]) -> (Outco
     (outcome, [u32::try_from(at).unwrap(), whole, 0, last | flags])
 }
 
-/// The programs with [`RULES`] for both ports, and the rules.
+/// The programs with the rules of all [`PORTS`], and the rules.
 fn load() -> (Programs, RuleSet) {
-    let ways = [(PORT, "Intercept"), (TAPPED, "Wiretap")];
-    let rules = ways.iter().flat_map(|way| RULES.iter().enumerate().map(move |(n, headers)| (way, n, headers)));
-    let rules = rules.map(|((port, mode), n, headers)| {
+    let rules =
+        PORTS.iter().flat_map(|(port, mode, rules)| rules.iter().enumerate().map(move |rule| (port, mode, rule)));
+    let rules = rules.map(|(port, mode, (n, headers))| {
         let key = "0".repeat(64);
         format!(
             "{{name: r{port}-{n}, mode: {mode}, client: {{keyHash: 'sha256:{key}'}}, ports: [{{port: {port}}}], \
@@ -339,7 +345,7 @@ fn load() -> (Programs, RuleSet) {
     let mut kernel = Kernel::load(LoadOptions::default()).unwrap();
     let listeners = kernel.take_listeners().unwrap();
     let mut programs = Programs::load(&listeners, None).unwrap();
-    let hints = ways.map(|(port, _)| {
+    let hints = PORTS.map(|(port, ..)| {
         let rules = file.intercepts.iter().filter(|rule| rule.ports.iter().any(|named| named.port.get() == port));
         (port, Hints::new(rules).unwrap())
     });
@@ -354,7 +360,7 @@ fn differ(seed: u64, cases: u64) {
     for number in 0..cases {
         let is_answer = random.below(4) == 0;
         let owed = u32::try_from(random.below(4)).unwrap();
-        let port = if random.below(4) == 0 { TAPPED } else { PORT };
+        let (port, ..) = PORTS[random.below(PORTS.len())];
         let text = case(&mut random, if is_answer { answer } else { request });
         // Of some, every beginning: as if the rest were in another packet.
         let from = if random.below(64) == 0 { 1 } else { text.len() };

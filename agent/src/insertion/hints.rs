@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sluice_ebpf_common::{
-    insertion::{ACTIVE_COPY, ACTIVE_HOLD, FRAMING, Interest, NameKey},
+    insertion::{ACTIVE_COPY, ACTIVE_HOLD, Asked, FRAMING, Interest, NameKey},
     name_bit, name_hash, value_hash, word_of,
 };
 use sluice_protocol::rules::{Intercept, MatchType, Mode};
@@ -28,6 +28,14 @@ fn is_usable(name: &str) -> bool {
     name.len() <= 64
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
         && FRAMING.iter().all(|framing| !framing.eq_ignore_ascii_case(name))
+}
+
+/// The only one; 0 where there is none, or more.
+fn only(hashes: &mut impl Iterator<Item = u64>) -> u64 {
+    match (hashes.next(), hashes.next()) {
+        (Some(hash), None) => hash,
+        _ => 0,
+    }
 }
 
 // === impl Hints ===
@@ -92,9 +100,14 @@ impl Hints {
         if self.copies { ACTIVE_COPY } else { ACTIVE_HOLD }
     }
 
-    /// A bit for each name.
-    pub(super) const fn bitmap(&self) -> [u64; 2] {
-        self.bitmap
+    /// What the kernel knows without its maps.
+    pub(super) fn asked(&self) -> Asked {
+        let mut exact =
+            self.names.iter().filter(|(_, interest)| **interest == Interest::Exact as u32).map(|(&hash, _)| hash);
+        let name = only(&mut exact);
+        let value = only(&mut self.values.iter().copied());
+        // Without the name nobody asks for the value, which may be another's as well.
+        Asked { bitmap: self.bitmap, name, value: if name == 0 { 0 } else { value } }
     }
 }
 
@@ -128,10 +141,34 @@ mod tests {
         assert_eq!(hints.values(80).count(), 1);
         let is_marked = |name: &str| {
             let bit = name_bit(word_of(name.as_bytes()), u32::try_from(name.len()).unwrap());
-            hints.bitmap()[usize::from(bit >= 64)] >> (bit & 63) & 1 == 1
+            hints.asked().bitmap[usize::from(bit >= 64)] >> (bit & 63) & 1 == 1
         };
         assert!(["X-B", "baggage", "Content-Length", "expect"].into_iter().all(is_marked));
         assert!(!is_marked("x-a"));
+    }
+
+    #[test]
+    fn a_single_header_is_known_without_the_maps() {
+        let asked = |text: &str| {
+            let asked = Hints::new(&rules(text)).unwrap().asked();
+            (asked.name, asked.value)
+        };
+        let (name, other) = (name_hash(b"a"), name_hash(b"b"));
+        let rule = |name: &str, value: &str| format!("{{\"headers\":[{{\"name\":\"{name}\",\"value\":\"{value}\"}}]}}");
+        let pattern = "{\"headers\":[{\"name\":\"A\",\"type\":\"RegularExpression\",\"value\":\"2\"}]}";
+        assert_eq!(asked(&rule("A", "1")), (name, value_hash(name, b"1")));
+        assert_eq!(asked(&[rule("a", "1"), rule("a", "2")].join("\n")), (name, 0), "two values");
+        assert_eq!(asked(&[rule("a", "1"), rule("b", "1")].join("\n")), (0, 0), "two names");
+        assert_eq!(
+            asked(&[rule("b", "1"), "{\"baggage\":[{\"name\":\"user\",\"value\":\"u\"}]}".to_owned()].join("\n")),
+            (other, value_hash(other, b"1"))
+        );
+        assert_eq!(asked(&[rule("a", "1"), pattern.to_owned()].join("\n")), (0, 0), "only the agent can decide");
+        assert_eq!(
+            asked(&[rule("a", "1"), pattern.to_owned(), rule("b", "1")].join("\n")),
+            (other, 0),
+            "a value that nobody asks for any more counts"
+        );
     }
 
     #[test]

@@ -20,8 +20,8 @@ use ipnet::IpNet;
 use sluice_ebpf_common::{
     self as abi,
     insertion::{
-        self as flows, ACTIVE_HOLD, Flow, FlowCounter, FlowKey, LOCAL_FACING_APP, LOCAL_FACING_CALLER, LOCAL_PORT,
-        Local, NameKey,
+        self as flows, ACTIVE_HOLD, Asked, Flow, FlowCounter, FlowKey, LOCAL_FACING_APP, LOCAL_FACING_CALLER,
+        LOCAL_PORT, Local, NameKey,
     },
 };
 
@@ -344,10 +344,10 @@ impl Programs {
             self.names.insert(name, interest, 0).map_err(names)?;
         }
         let (caller, app) = (held.facing_caller.port, held.facing_app.port);
-        let facing = |kind| Local::new(kind, port, 0, 0, ACTIVE_HOLD, [0; 2]);
+        let facing = |kind| Local::new(kind, port, 0, 0, ACTIVE_HOLD, Asked::NOTHING);
         self.locals.insert(caller, facing(LOCAL_FACING_CALLER))?;
         self.locals.insert(app, facing(LOCAL_FACING_APP))?;
-        let mut local = Local::new(LOCAL_PORT, port, caller, app, hints.active(), hints.bitmap());
+        let mut local = Local::new(LOCAL_PORT, port, caller, app, hints.active(), hints.asked());
         // What has been found out stays so.
         local.deferred = self.locals.get(port).map_or(0, |held| held.deferred);
         self.locals.insert(port, local)?;
@@ -365,7 +365,7 @@ impl Programs {
     fn deactivate(&mut self, port: u16) -> Result<(), ProgramsError> {
         let Some(held) = self.ports.get_mut(&port) else { return Ok(()) };
         held.active = false;
-        let local = Local::new(LOCAL_PORT, port, held.facing_caller.port, held.facing_app.port, 0, [0; 2]);
+        let local = Local::new(LOCAL_PORT, port, held.facing_caller.port, held.facing_app.port, 0, Asked::NOTHING);
         self.locals.insert(port, local)?;
         let hints = std::mem::take(&mut held.hints);
         for (name, _) in hints.names(port) {

@@ -52,7 +52,13 @@ pub const fn value_hash(name_hash: u64, value: &[u8]) -> u64 {
 #[inline(always)]
 pub const fn name_bit(word: u64, length: u32) -> u32 {
     let lower = word | LOWER;
-    let first = if length < 8 { first_bytes(lower, length) } else { lower };
+    name_bit_of(if length < 8 { first_bytes(lower, length) } else { lower })
+}
+
+/// The same, of the name's first eight bytes in lower case, with zeros behind its end.
+#[must_use]
+#[inline(always)]
+pub const fn name_bit_of(first: u64) -> u32 {
     (first.wrapping_mul(FACTOR) >> 57) as u32
 }
 

@@ -82,8 +82,21 @@ pub struct Local {
     /// with the first data only (`TCP_DEFER_ACCEPT`), or because the handshake's end was lost behind the program. From
     /// [`DEFERS`] on the app is taken to defer: nothing can be held then, and new connections are steered.
     pub deferred: u32,
+    /// What its rules ask for.
+    pub asked: Asked,
+}
+
+/// What the rules of a port ask for, as far as it is known without looking into a hash map, which costs as much as reading two
+/// lines of a head.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asked {
     /// The [`crate::name_bit`]s of all names in [`NAMES_MAP`], and of [`FRAMING`].
     pub bitmap: [u64; 2],
+    /// The hash of the only name with [`Interest::Exact`]; 0 where there are several or none.
+    pub name: u64,
+    /// The hash of its only value; 0 where there are several.
+    pub value: u64,
 }
 
 /// A request that may fit a rule is held for the agent.
@@ -156,9 +169,14 @@ pub const FLOW_COUNTERS: u32 = 9;
 impl Local {
     /// An entry; `facing_caller` and `facing_app` are 0 but for an intercepted port.
     #[must_use]
-    pub const fn new(kind: u32, port: u16, facing_caller: u16, facing_app: u16, active: u16, bitmap: [u64; 2]) -> Self {
-        Self { kind, port, facing_caller, facing_app, active, deferred: 0, bitmap }
+    pub const fn new(kind: u32, port: u16, facing_caller: u16, facing_app: u16, active: u16, asked: Asked) -> Self {
+        Self { kind, port, facing_caller, facing_app, active, deferred: 0, asked }
     }
+}
+
+impl Asked {
+    /// For nothing.
+    pub const NOTHING: Self = Self { bitmap: [0; 2], name: 0, value: 0 };
 }
 
 impl NameKey {
@@ -170,6 +188,6 @@ impl NameKey {
     }
 }
 
-const _: () = assert!(size_of::<Local>() == 32);
+const _: () = assert!(size_of::<Local>() == 48);
 const _: () = assert!(size_of::<NameKey>() == 16);
 const _: () = assert!(SLOTS_ROW * SLOTS_ROWS as usize == 1 << 16);

@@ -13,7 +13,7 @@ mod hash;
 pub mod insertion;
 mod own_source;
 
-pub use hash::{LOWER, NAME_SEED, finish, first_bytes, mix, name_bit, name_hash, value_hash, word_of};
+pub use hash::{LOWER, NAME_SEED, finish, first_bytes, mix, name_bit, name_bit_of, name_hash, value_hash, word_of};
 pub use own_source::{
     OWN_SOURCE_V4, OWN_SOURCE_V4_BITS, OWN_SOURCE_V6, OWN_SOURCE_V6_BITS, is_own_source_v4, is_own_source_v6,
 };

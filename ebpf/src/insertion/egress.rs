@@ -60,14 +60,29 @@ fn sluice_egress(ctx: TcContext) -> i32 {
         locked(flow, release);
         count(FlowCounter::Late, 1);
     }
-    let act = locked(flow, |flow| decide(flow, &packet, clock, greeting));
+    // Most packets of an app begin an answer. Those are read first, as taking the lock costs as much as looking a flow up.
+    let ahead = begins_answer(flow, &packet);
+    let mut act = if ahead { Act::Scan(0) } else { locked(flow, |flow| decide(flow, &packet, clock, greeting)) };
+    if let Act::Scan(offset) = act {
+        let answers = answers(&packet, flow, scratch, offset);
+        act = locked(flow, |flow| {
+            if ahead {
+                let act = decide(flow, &packet, clock, greeting);
+                if act != Act::Scan(0) {
+                    // Something else has happened to it meanwhile.
+                    return act;
+                }
+            }
+            note(flow, &packet, scratch, answers);
+            Act::Pass
+        });
+    }
     match act {
         Act::ToAgent => {
             packet.reflect(packet.destination_port, local.facing_app);
             return packet::turn_back(skb, abi::MARK_OWN);
         }
         Act::Sink => return packet::turn_back(skb, abi::MARK_SINK),
-        Act::Scan(offset) => scanned(&packet, flow, scratch, offset),
         Act::Last => {
             let answer = open_ended(&packet);
             locked(flow, |flow| {
@@ -77,7 +92,7 @@ fn sluice_egress(ctx: TcContext) -> i32 {
             });
         }
         Act::Ready => maps::tell(&key, EventKind::Progress, flow.id),
-        Act::Pass | Act::PassLast => {}
+        Act::Pass | Act::PassLast | Act::Scan(_) => {}
     }
     if flow.is_shifted() {
         let (seq_less, ack_less) = (0_u32.wrapping_sub(flow.dout), 0_u32.wrapping_sub(flow.din));
@@ -384,52 +399,79 @@ pub(crate) fn read(
     (verdict, offset.wrapping_add(scratch.scan.next).wrapping_sub(ahead))
 }
 
+/// What was found in a packet's answers.
+#[derive(Clone, Copy)]
+struct Answers {
+    verdict: Verdict,
+    /// Where the next one begins, from the data's beginning.
+    next: u32,
+    /// What is known of the last one where its end was not found.
+    lost: u32,
+}
+
+/// Whether an answer begins with this packet for certain. Read without the lock, so [`decide`] has the last word.
 #[inline(always)]
-fn scanned(packet: &Packet, flow: &mut Flow, scratch: &mut Scratch, offset: u32) {
-    if offset >= packet.len {
-        return;
-    }
+fn begins_answer(flow: &Flow, packet: &Packet) -> bool {
+    flow.state == State::Native as u32
+        && flow.answer == Answer::None as u32
+        && flow.asked != flow.answered
+        && flow.flags & (abi::FLAG_OLD | abi::FLAG_UNSET) == 0
+        && packet.flags & (RST | SYN | ACK) == ACK
+        && packet.len != 0
+        && packet.seq.wrapping_add(flow.dout) == flow.sent_end
+}
+
+/// Reads the answers of a packet from `offset` on; what is to be noted besides is in [`Scratch::scan`].
+#[inline(always)]
+fn answers(packet: &Packet, flow: &Flow, scratch: &mut Scratch, offset: u32) -> Answers {
     let resumed = match flow.answer {
         answer if answer == Answer::Head as u32 => (flow.answer_head, flow.answer_end),
         answer if answer == Answer::Chunks as u32 => (scan::CHUNKS, 0),
         _ => (0, 0),
     };
     let (verdict, next) = read(packet, scratch, flow.heads, resumed, &flow.carry, offset);
-    let (found, unknown) = (scratch.scan.found, scratch.scan.unknown);
-    let (head, length) = scan::answer_head(&scratch.scan);
-    let last = scratch.scan.last;
-    let followed = verdict == Verdict::Clean || verdict == Verdict::Lines || verdict == Verdict::Chunks;
-    let lost = if unknown != 0 || !followed { open_ended(packet) } else { Answer::Unknown as u32 };
-    locked(flow, |flow| {
-        if !followed {
-            flow.answer = lost;
-            return;
+    let lost =
+        if scratch.scan.unknown != 0 || !is_followed(verdict) { open_ended(packet) } else { Answer::Unknown as u32 };
+    Answers { verdict, next, lost }
+}
+
+/// Whether it is known where the answers are.
+#[inline(always)]
+fn is_followed(verdict: Verdict) -> bool {
+    verdict == Verdict::Clean || verdict == Verdict::Lines || verdict == Verdict::Chunks
+}
+
+/// Notes what [`answers`] has found.
+#[inline(always)]
+fn note(flow: &mut Flow, packet: &Packet, scratch: &Scratch, Answers { verdict, next, lost }: Answers) {
+    if !is_followed(verdict) {
+        flow.answer = lost;
+        return;
+    }
+    let found = scratch.scan.found;
+    flow.answered = flow.answered.wrapping_add(found);
+    flow.heads >>= found & 31;
+    if scratch.scan.last != 0 {
+        // The app answers nothing more on this connection.
+        flow.flags |= abi::FLAG_LAST;
+        if flow.state == State::Native as u32 {
+            flow.state = State::Wire as u32;
         }
-        flow.answered = flow.answered.wrapping_add(found);
-        flow.heads >>= found & 31;
-        if last != 0 {
-            // The app answers nothing more on this connection.
-            flow.flags |= abi::FLAG_LAST;
-            if flow.state == State::Native as u32 {
-                flow.state = State::Wire as u32;
-            }
-        }
-        let begin = packet.seq.wrapping_add(flow.dout);
-        if verdict == Verdict::Lines {
-            flow.answer = Answer::Head as u32;
-            flow.answer_head = head;
-            flow.answer_end = length;
-            scan::get_carry(scratch, &mut flow.carry);
-        } else if verdict == Verdict::Chunks {
-            flow.answer = Answer::Chunks as u32;
-            flow.answer_end = begin.wrapping_add(next);
-        } else if unknown != 0 {
-            flow.answer = lost;
-        } else if next > packet.len {
-            flow.answer = Answer::Length as u32;
-            flow.answer_end = begin.wrapping_add(next);
-        } else {
-            flow.answer = Answer::None as u32;
-        }
-    });
+    }
+    let begin = packet.seq.wrapping_add(flow.dout);
+    if verdict == Verdict::Lines {
+        flow.answer = Answer::Head as u32;
+        (flow.answer_head, flow.answer_end) = scan::answer_head(&scratch.scan);
+        scan::get_carry(scratch, &mut flow.carry);
+    } else if verdict == Verdict::Chunks {
+        flow.answer = Answer::Chunks as u32;
+        flow.answer_end = begin.wrapping_add(next);
+    } else if scratch.scan.unknown != 0 {
+        flow.answer = lost;
+    } else if next > packet.len {
+        flow.answer = Answer::Length as u32;
+        flow.answer_end = begin.wrapping_add(next);
+    } else {
+        flow.answer = Answer::None as u32;
+    }
 }

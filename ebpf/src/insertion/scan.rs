@@ -10,14 +10,14 @@
 use aya_ebpf::helpers::generated::bpf_loop;
 use sluice_ebpf_common::{
     self as common,
-    insertion::{self as abi, CARRY, Local, WINDOW},
+    insertion::{self as abi, Asked, CARRY, Local, WINDOW},
 };
 
 use self::{
     answer::{beyond, end_of_whole, feed, size, status},
-    lines::{exact, length, name, token, value},
+    lines::{exact, header, length, name, token, value},
     request::{method, target},
-    words::{pair, word},
+    words::word,
 };
 use super::maps::Scratch;
 
@@ -94,48 +94,51 @@ mod at {
 #[repr(C)]
 pub(crate) struct Scan {
     hash: u64,
-    name: u64,
+    asked: Asked,
+    // What belongs to one head, from a word's beginning on and side by side: so it is forgotten in a few instructions.
     length: u64,
-    bitmap: [u64; 2],
-    mode: u32,
-    pos: u32,
-    /// Bytes in the window.
-    len: u32,
-    /// Bytes of the packet from the window's beginning.
-    total: u32,
-    /// Bytes of the name or value so far.
-    text: u32,
-    /// Where the line begins.
-    line: u32,
-    port: u32,
     has_length: u32,
     is_head: u32,
     status: u32,
     /// The end of the answer is not told by a length.
     open: u32,
-    answers: u32,
     /// A line with the size of a chunk is at its end, or being passed over.
     sized: u32,
     /// The lines are trailers.
     trailer: u32,
     /// The last byte was a carriage return, of a blank line where it is 2, behind a chunk's data where it is 3.
     cr: u32,
-    /// For answers, in: which of the owed ones are for `HEAD`. For requests, out: which are `HEAD`.
-    pub(crate) heads: u32,
+    mode: u32,
+    // The same of a packet.
+    /// In: a request that may fit is one that is copied, and is read on. Out, in `fits`: there was one.
+    pub(crate) fits: u32,
     /// Requests or whole answers that were found.
     pub(crate) found: u32,
     /// The last request says that it is the last.
     pub(crate) last: u32,
     /// A body runs to the end of the connection, or until only the agent knows.
     pub(crate) unknown: u32,
-    /// Where the next head begins, from the window's beginning; may lie behind the packet.
-    pub(crate) next: u32,
-    /// In: a request that may fit is one that is copied, and is read on. Out, in `fits`: there was one.
-    copies: u32,
-    pub(crate) fits: u32,
+    // And of a window.
     /// Bytes at the end of the packet that are the beginning of a line.
     carried: u32,
+    /// Where the next head begins, from the window's beginning; may lie behind the packet.
+    pub(crate) next: u32,
     verdict: u32,
+    pos: u32,
+    /// Where the line begins.
+    line: u32,
+    /// Bytes in the window.
+    len: u32,
+    /// Bytes of the packet from the window's beginning.
+    total: u32,
+    /// Bytes of the name or value so far.
+    text: u32,
+    port: u32,
+    answers: u32,
+    /// For answers, in: which of the owed ones are for `HEAD`. For requests, out: which are `HEAD`.
+    pub(crate) heads: u32,
+    /// See `fits`.
+    copies: u32,
 }
 
 /// What a step is given; the verifier follows pointers only where they are on the stack.
@@ -151,7 +154,7 @@ pub(crate) fn requests(scratch: &mut Scratch, local: &Local, len: u32, total: u3
     scan.answers = 0;
     scan.heads = 0;
     scan.mode = at::METHOD;
-    scan.bitmap = local.bitmap;
+    scan.asked = local.asked;
     scan.port = local.port as u32;
     scan.copies = (local.active == abi::ACTIVE_COPY) as u32;
     begin(scan);
@@ -172,7 +175,7 @@ pub(crate) fn answers(
     scan.answers = 1;
     scan.heads = heads;
     scan.mode = at::STATUS;
-    scan.bitmap = FRAMING;
+    scan.asked.bitmap = FRAMING;
     begin(scan);
     let mut pos = 0;
     if resumed == CHUNKS {
@@ -295,24 +298,13 @@ fn advance(scratch: &mut Scratch) -> Verdict {
     if pos >= scratch.scan.len {
         return beyond(&mut scratch.scan, mode, pos);
     }
+    if mode == at::LINE {
+        return header(scratch, pos);
+    }
     if mode == at::VALUE {
         return value(scratch, pos);
     }
     if mode == at::NAME {
-        return name(scratch, pos);
-    }
-    if mode == at::LINE {
-        if pos + 1 == scratch.scan.len && scratch.bytes[(pos & MASK) as usize] == b'\r' {
-            // Of the blank line only the first half is here.
-            scratch.scan.cr = 2;
-            return beyond(&mut scratch.scan, at::LINE, pos + 1);
-        }
-        if pair(scratch, pos) == CRLF {
-            return end_of_head(scratch, pos + 2);
-        }
-        scratch.scan.mode = at::NAME;
-        scratch.scan.hash = common::NAME_SEED;
-        scratch.scan.text = 0;
         return name(scratch, pos);
     }
     if mode == at::EXACT {

@@ -69,6 +69,10 @@ fn flags(root: &Path, typed: bool) -> Result<Vec<String>> {
     ];
     if typed {
         flags.push("-Clink-arg=--btf".to_owned());
+        // Every kernel that has what its programs need knows the instructions with 32 bits as well (Linux 5.1).
+        flags.push("-Ctarget-cpu=v3".to_owned());
+        // Or zeros are written byte by byte, by a call of a function.
+        flags.push("-Clink-arg=--disable-expand-memcpy-in-order".to_owned());
     }
     Ok(flags)
 }

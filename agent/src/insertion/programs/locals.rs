@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use aya::maps::{Array, MapData, MapError};
-use sluice_ebpf_common::insertion::{LOCALS_MAP, LOCALS_MAX, Local, SLOTS_MAP, SLOTS_ROW};
+use sluice_ebpf_common::insertion::{Asked, LOCALS_MAP, LOCALS_MAX, Local, SLOTS_MAP, SLOTS_ROW};
 
 use super::ProgramsError;
 
 /// Nothing at this place.
-const EMPTY: Local = Local::new(0, 0, 0, 0, 0, [0; 2]);
+const EMPTY: Local = Local::new(0, 0, 0, 0, 0, Asked::NOTHING);
 
 /// See the module.
 pub(super) struct Locals {

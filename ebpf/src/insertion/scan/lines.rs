@@ -8,8 +8,8 @@ use sluice_ebpf_common::{
 };
 
 use super::{
-    CRLF, MASK, MAX_LENGTH, MAX_NAME, Verdict, answer, at,
-    words::{control, first, not_name, pair, word},
+    CRLF, MASK, MAX_LENGTH, MAX_NAME, Verdict, answer, at, end_of_head,
+    words::{Block, byte_of, control, first, lowest, not_name, pair, word},
 };
 use crate::maps::{NAMES, Scratch, VALUES};
 
@@ -30,6 +30,95 @@ pub(super) fn line(scratch: &mut Scratch, pos: u32) -> Verdict {
     scratch.scan.pos = pos;
     scratch.scan.line = pos;
     Verdict::Running
+}
+
+/// A line of a head that begins at `pos`, or the blank one behind it. Most are whole and of no interest, with a short name and
+/// nothing unusual: those are read here at one go, and all others in pieces, as [`pieces`] begins.
+#[inline(always)]
+pub(super) fn header(scratch: &mut Scratch, pos: u32) -> Verdict {
+    let block = Block::at(scratch, pos);
+    let begin = block.word(0);
+    if begin as u16 == CRLF {
+        return end_of_head(scratch, pos + 2);
+    }
+    let (mut bytes, mut before, mut hash) = (begin, 0, common::NAME_SEED);
+    let mut stop = not_name(begin);
+    // Of the name's first eight bytes.
+    let mut inside = (lowest(stop) >> 7).wrapping_sub(1);
+    if stop == 0 {
+        inside = u64::MAX;
+        hash = common::mix(hash, begin | common::LOWER);
+        bytes = block.word(8);
+        stop = not_name(bytes);
+        before = 8;
+        if stop == 0 {
+            hash = common::mix(hash, bytes | common::LOWER);
+            bytes = block.word(16);
+            stop = not_name(bytes);
+            before = 16;
+        }
+    }
+    let last = lowest(stop);
+    if inside == 0 || (bytes ^ COLONS) & byte_of(last) != 0 || stop == 0 {
+        return pieces(scratch, pos);
+    }
+    let bit = common::name_bit_of((begin | common::LOWER) & inside);
+    let from = pos + before;
+    // A trailer says nothing about framing, whatever it is (RFC 9110 §6.5.1).
+    if half(&scratch.scan.asked.bitmap, bit) >> (bit & 63) & 1 != 0 && scratch.scan.trailer == 0 {
+        let rest = first(stop);
+        let text = before + rest;
+        let pos = behind_colon(scratch, from + rest + 1);
+        let last = common::first_bytes(bytes | common::LOWER, rest);
+        return named(scratch, pos, common::finish(common::mix(hash, last), text));
+    }
+    let block = Block::at(scratch, from);
+    // Behind the colon.
+    let mut marks = control(bytes) & !((last << 1).wrapping_sub(1));
+    let mut at = 0;
+    while marks == 0 {
+        at += 8;
+        if at == VALUE_BYTES {
+            scratch.scan.mode = at::VALUE;
+            scratch.scan.pos = from + at;
+            return Verdict::Running;
+        }
+        marks = control(block.word(at));
+    }
+    let end = from + at + first(marks);
+    if pair(scratch, end) != CRLF {
+        return pieces(scratch, pos);
+    }
+    line(scratch, end + 2)
+}
+
+const COLONS: u64 = u64::from_le_bytes([b':'; 8]);
+/// Bytes from a name's last word on that are read at one go.
+const VALUE_BYTES: u32 = 56;
+
+/// The first piece.
+#[inline(always)]
+fn pieces(scratch: &mut Scratch, pos: u32) -> Verdict {
+    if pos + 1 == scratch.scan.len && scratch.bytes[(pos & MASK) as usize] == b'\r' {
+        // Of the blank line only the first half is here.
+        scratch.scan.cr = 2;
+        return answer::beyond(&mut scratch.scan, at::LINE, pos + 1);
+    }
+    scratch.scan.mode = at::NAME;
+    scratch.scan.hash = common::NAME_SEED;
+    scratch.scan.text = 0;
+    scratch.scan.pos = pos;
+    Verdict::Running
+}
+
+/// Where the value begins, whose name's colon is before `pos`.
+#[inline(always)]
+fn behind_colon(scratch: &mut Scratch, pos: u32) -> u32 {
+    let blank = scratch.bytes[(pos & MASK) as usize] == b' ';
+    let pos = pos + blank as u32;
+    scratch.scan.pos = pos;
+    scratch.scan.mode = at::VALUE;
+    pos
 }
 
 #[inline(always)]
@@ -69,15 +158,10 @@ pub(super) fn name(scratch: &mut Scratch, pos: u32) -> Verdict {
     if text == 0 {
         return Verdict::Undecided;
     }
-    let mut pos = pos + rest + 1;
-    if scratch.bytes[(pos & MASK) as usize] == b' ' {
-        pos += 1;
-    }
-    scratch.scan.pos = pos;
-    scratch.scan.mode = at::VALUE;
+    let pos = behind_colon(scratch, pos + rest + 1);
     let bit = common::name_bit(word(scratch, scratch.scan.line), text);
     // A trailer says nothing about framing, whatever it is (RFC 9110 §6.5.1).
-    if half(&scratch.scan.bitmap, bit) >> (bit & 63) & 1 == 0 || scratch.scan.trailer != 0 {
+    if half(&scratch.scan.asked.bitmap, bit) >> (bit & 63) & 1 == 0 || scratch.scan.trailer != 0 {
         return value(scratch, pos);
     }
     let last = common::first_bytes(bytes | common::LOWER, rest);
@@ -114,17 +198,18 @@ fn named(scratch: &mut Scratch, pos: u32, hash: u64) -> Verdict {
     if hash == TRANSFER_ENCODING || hash == UPGRADE || hash == EXPECT {
         return Verdict::Undecided;
     }
-    // SAFETY: one aligned word; user space replaces it as a whole.
-    let Some(interest) = (unsafe { NAMES.get(&NameKey::new(hash, scratch.scan.port as u16)) }) else {
-        return Verdict::Running;
-    };
-    if *interest == Interest::Exact as u32 {
-        scratch.scan.mode = at::EXACT;
-        scratch.scan.name = hash;
-        scratch.scan.hash = hash;
-        return Verdict::Running;
+    if hash != scratch.scan.asked.name {
+        // SAFETY: one aligned word; user space replaces it as a whole.
+        let Some(interest) = (unsafe { NAMES.get(&NameKey::new(hash, scratch.scan.port as u16)) }) else {
+            return Verdict::Running;
+        };
+        if *interest != Interest::Exact as u32 {
+            return fits(scratch);
+        }
     }
-    fits(scratch)
+    scratch.scan.mode = at::EXACT;
+    scratch.scan.hash = hash;
+    Verdict::Running
 }
 
 /// A request that may fit a rule. What is copied anyway is read to its end.
@@ -218,8 +303,13 @@ pub(super) fn exact(scratch: &mut Scratch, pos: u32) -> Verdict {
         return Verdict::Undecided;
     }
     let hash = common::finish(common::mix(scratch.scan.hash, common::first_bytes(bytes, rest)), text);
-    // SAFETY: only whether it is there matters.
-    let is_asked_for = unsafe { VALUES.get(&NameKey::new(hash, scratch.scan.port as u16)) }.is_some();
+    let only = scratch.scan.asked.value;
+    let is_asked_for = if only == 0 {
+        // SAFETY: only whether it is there matters.
+        unsafe { VALUES.get(&NameKey::new(hash, scratch.scan.port as u16)) }.is_some()
+    } else {
+        hash == only
+    };
     line(scratch, end + 2);
     if is_asked_for { fits(scratch) } else { Verdict::Running }
 }

@@ -25,6 +25,41 @@ pub(super) fn pair(scratch: &Scratch, pos: u32) -> u16 {
     unsafe { read_volatile(scratch.bytes.as_ptr().add((pos & MASK) as usize).cast::<u16>()) }
 }
 
+/// The bytes from one on, of which those that are not far are read without asking for bounds again.
+#[derive(Clone, Copy)]
+pub(super) struct Block {
+    begin: *const u8,
+}
+
+impl Block {
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "an address in a buffer")]
+    pub(super) fn at(scratch: &Scratch, pos: u32) -> Self {
+        // SAFETY: the mask keeps it in the window.
+        Self { begin: unsafe { scratch.bytes.as_ptr().add((pos & MASK) as usize) } }
+    }
+
+    /// Eight bytes from `at` on, which is at most 56.
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "eight bytes at any address")]
+    pub(super) fn word(self, at: u32) -> u64 {
+        // SAFETY: behind the window are 64 bytes more. Otherwise as in the function of this name.
+        unsafe { read_volatile(self.begin.add(at as usize).cast::<u64>()) }
+    }
+}
+
+/// The lowest bit alone.
+#[inline(always)]
+pub(super) const fn lowest(bits: u64) -> u64 {
+    bits & bits.wrapping_neg()
+}
+
+/// The byte of which `mark`, a bit that is alone, is the high one; nothing for nothing.
+#[inline(always)]
+pub(super) const fn byte_of(mark: u64) -> u64 {
+    (mark << 1).wrapping_sub(mark >> 7)
+}
+
 /// The high bit of each byte whose low seven bits are at least `low`; the high bits of `word` do not matter.
 #[inline(always)]
 pub(super) const fn at_least(word: u64, low: u8) -> u64 {
