@@ -39,6 +39,15 @@ pub(crate) struct Request {
     bytes: Vec<u8>,
 }
 
+/// Asks one question after the other, over a socket that is opened with the first of them, and anew after a failure.
+#[derive(Debug)]
+pub(crate) struct Line {
+    family: i32,
+    socket: Option<Socket>,
+    /// Of the last question.
+    number: u32,
+}
+
 /// What the kernel answered.
 #[derive(Debug)]
 pub(crate) struct Answer {
@@ -73,20 +82,13 @@ impl Request {
 
     /// Sends the request and reads one answer; an error that the kernel reports is returned as such.
     pub(crate) fn ask(self, family: i32) -> io::Result<Answer> {
-        let socket = self.send(family)?;
-        let mut bytes = vec![0; 4096];
-        let read = (&socket).read(&mut bytes)?;
-        bytes.truncate(read);
-        let answer = Answer { bytes };
-        match answer.error()? {
-            0 => Ok(answer),
-            errno => Err(io::Error::from_raw_os_error(errno)),
-        }
+        Line::new(family).ask(self)
     }
 
     /// Sends the request for a list and shows the body of each answer to `each`.
     pub(crate) fn list(self, family: i32, mut each: impl FnMut(&[u8])) -> io::Result<()> {
-        let socket = self.send(family)?;
+        let socket = open(family)?;
+        self.send(&socket, 0)?;
         let mut part = vec![0; MAX_PART];
         loop {
             let read = (&socket).read(&mut part)?;
@@ -105,12 +107,58 @@ impl Request {
         }
     }
 
-    fn send(mut self, family: i32) -> io::Result<Socket> {
+    fn send(mut self, mut socket: &Socket, number: u32) -> io::Result<()> {
         let length = u32::try_from(self.bytes.len()).map_err(io::Error::other)?;
         self.bytes[..4].copy_from_slice(&length.to_ne_bytes());
-        let socket = Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, Some(Protocol::from(family)))?;
-        (&socket).write_all(&self.bytes)?;
-        Ok(socket)
+        self.bytes[8..12].copy_from_slice(&number.to_ne_bytes());
+        socket.write_all(&self.bytes)
+    }
+}
+
+fn open(family: i32) -> io::Result<Socket> {
+    Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, Some(Protocol::from(family)))
+}
+
+// === impl Line ===
+
+impl Line {
+    /// Of a netlink family. Nothing is opened yet.
+    pub(crate) const fn new(family: i32) -> Self {
+        Self { family, socket: None, number: 0 }
+    }
+
+    /// As [`Request::ask`].
+    pub(crate) fn ask(&mut self, request: Request) -> io::Result<Answer> {
+        let answer = self.exchange(request);
+        if answer.is_err() {
+            // Nobody knows what would come over it next.
+            self.socket = None;
+        }
+        let answer = answer?;
+        match answer.error()? {
+            0 => Ok(answer),
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        }
+    }
+
+    fn exchange(&mut self, request: Request) -> io::Result<Answer> {
+        self.number = self.number.wrapping_add(1);
+        let socket = match self.socket.take() {
+            Some(socket) => socket,
+            None => open(self.family)?,
+        };
+        let mut socket = &*self.socket.insert(socket);
+        request.send(socket, self.number)?;
+        loop {
+            let mut bytes = vec![0; 4096];
+            let read = socket.read(&mut bytes)?;
+            bytes.truncate(read);
+            let answer = Answer { bytes };
+            // What follows an earlier answer, as an acknowledgement does, answers nothing any more.
+            if answer.number().ok_or(io::ErrorKind::InvalidData)? == self.number {
+                return Ok(answer);
+            }
+        }
     }
 }
 
@@ -124,6 +172,11 @@ impl Answer {
 
     fn kind(&self) -> Option<u16> {
         self.bytes.get(4..6).and_then(|kind| kind.try_into().ok()).map(u16::from_ne_bytes)
+    }
+
+    /// That of the question.
+    fn number(&self) -> Option<u32> {
+        self.bytes.get(8..12).and_then(|number| number.try_into().ok()).map(u32::from_ne_bytes)
     }
 
     /// The error of an error message, 0 if it acknowledges or is another message.
