@@ -19,6 +19,7 @@ mod inserter;
 mod joining;
 mod ports;
 mod returning;
+mod stock;
 mod sweep;
 
 use std::{

@@ -16,7 +16,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Inserted, SharedPrograms, copies,
-    joining::{Attempt, Hold, Made, Wait, caller_of, insert, pod_of},
+    joining::{Attempt, Hold, Made, Ready, Wait, caller_of, insert, pod_of},
     lock,
     sweep::Sweep,
 };
@@ -54,6 +54,7 @@ struct Inserter {
     /// its sockets are closed.
     inserted: HashMap<FlowKey, (u32, CancellationToken)>,
     ended_tx: tokio::sync::mpsc::UnboundedSender<(FlowKey, u32)>,
+    ready: Ready,
 }
 
 /// Inserts the agent wherever the kernel asks for it, for ever.
@@ -74,12 +75,13 @@ pub(crate) async fn run(
     let (ended_tx, mut ended_rx) = tokio::sync::mpsc::unbounded_channel();
     let (holds, inserted) = (HashMap::new(), HashMap::new());
     let mut sweep = Sweep::new(programs.clone());
-    let mut inserter = Inserter { programs, shared, connections, cut, holds, inserted, ended_tx };
+    let ready = Ready::new();
+    let mut inserter = Inserter { programs, shared, connections, cut, holds, inserted, ended_tx, ready };
     let mut afterwards = std::collections::VecDeque::<(Instant, FlowKey, u32)>::new();
     loop {
         let look = if inserter.holds.is_empty() { None } else { Some(Instant::now() + LOOK) };
         let forget = afterwards.front().map(|(at, ..)| *at);
-        let next = [look, forget].into_iter().flatten().min();
+        let next = [look, forget, inserter.ready.stock.due()].into_iter().flatten().min();
         // Cancel safe: events stay in the ring, ends in their channel.
         tokio::select! {
             biased;
@@ -110,6 +112,7 @@ pub(crate) async fn run(
             () = tokio::time::sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
         }
         inserter.look();
+        inserter.ready.stock.look();
         while let Some(&(at, key, id)) = afterwards.front()
             && at <= Instant::now()
         {
@@ -179,7 +182,8 @@ impl Inserter {
             let Some(hold) = self.holds.get_mut(key) else { return };
             let id = hold.id;
             // Two sockets of the same numbers are there until the last insertion's are closed.
-            let attempt = if closing { Ok(Attempt::Closing) } else { insert(&self.programs, key, hold) };
+            let attempt =
+                if closing { Ok(Attempt::Closing) } else { insert(&self.programs, key, hold, &mut self.ready) };
             match attempt {
                 Ok(Attempt::Inserted(made)) => return self.serve(key, made),
                 Ok(Attempt::Wait(..) | Attempt::Closing) if hold.since.elapsed() > PATIENCE => {

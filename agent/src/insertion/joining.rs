@@ -12,13 +12,11 @@ use sluice_ebpf_common::insertion::{
 };
 use tokio::{net::TcpStream, time::Instant};
 
-use super::{
-    Position, SharedPrograms, diag, lock,
-    repair::{End, Repaired},
-};
+use super::{Position, SharedPrograms, diag, lock, repair::End, stock::Stock};
 use crate::{
     http1::{body::Body, head::RequestKind},
     metrics::NotInserted,
+    netlink::Line,
 };
 
 /// A connection that is held.
@@ -72,6 +70,20 @@ pub(super) struct Made {
     pub(super) timed: bool,
 }
 
+/// What insertions need, at hand before one does.
+pub(super) struct Ready {
+    pub(super) stock: Stock,
+    diag: Line,
+}
+
+// === impl Ready ===
+
+impl Ready {
+    pub(super) fn new() -> Self {
+        Self { stock: Stock::new(), diag: diag::line() }
+    }
+}
+
 // === impl Hold ===
 
 impl Hold {
@@ -106,7 +118,7 @@ impl Hold {
 }
 
 /// Tries to join one connection.
-pub(super) fn insert(programs: &SharedPrograms, key: &FlowKey, hold: &Hold) -> io::Result<Attempt> {
+pub(super) fn insert(programs: &SharedPrograms, key: &FlowKey, hold: &Hold, ready: &mut Ready) -> io::Result<Attempt> {
     let programs = lock(programs);
     let Some(flow) = programs.flow(key) else { return Ok(Attempt::Gone) };
     if flow.id != hold.id || flow.state != State::Held as u32 {
@@ -128,7 +140,9 @@ pub(super) fn insert(programs: &SharedPrograms, key: &FlowKey, hold: &Hold) -> i
     }
     let Some(position) = position(&flow) else { return Ok(Attempt::Over(NotInserted::OpenAnswer)) };
     let (caller, pod) = (caller_of(key), pod_of(key));
-    let Some(info) = diag::info(pod, caller)? else { return Ok(Attempt::Over(NotInserted::NoSocket)) };
+    let Some(info) = diag::info_over(&mut ready.diag, pod, caller)? else {
+        return Ok(Attempt::Over(NotInserted::NoSocket));
+    };
     let options = if info.timestamps { 12 } else { 0 };
     let (told, tells) = info.scales;
     let (may_send, allowed) = info.windows;
@@ -156,9 +170,9 @@ pub(super) fn insert(programs: &SharedPrograms, key: &FlowKey, hold: &Hold) -> i
         timestamp: times.as_ref().map(|times| times.to_app),
         windows: (allowed, may_send),
     };
-    let caller = Repaired::new(&facing_caller)?;
+    let caller = ready.stock.take(pod)?.become_end(&facing_caller)?;
     caller.received(held)?;
-    let app = Repaired::new(&facing_app)?;
+    let app = ready.stock.take(pod)?.become_end(&facing_app)?;
     match programs.command(key, hold.id, Op::Insert, &[flow.sent_end, flow.app_ack, hold.to()]) {
         Outcome::Done => {}
         Outcome::Moved | Outcome::More => return Ok(Attempt::Moved),

@@ -69,7 +69,13 @@ struct RepairWindow {
     rcv_wup: u32,
 }
 
-/// A socket in repair mode. Dropped, it vanishes without a packet.
+/// A socket in repair mode that is no connection's yet.
+#[derive(Debug)]
+pub(super) struct Blank {
+    socket: Socket,
+}
+
+/// A connection's socket in repair mode. Dropped, it vanishes without a packet.
 #[derive(Debug)]
 pub(super) struct Repaired {
     socket: Socket,
@@ -148,39 +154,41 @@ pub(crate) fn silence(socket: &impl AsFd) -> io::Result<()> {
     set(socket, TCP_REPAIR, &REPAIR_ON)
 }
 
-// === impl Repaired ===
+// === impl Blank ===
 
-impl Repaired {
-    /// Makes one end of a connection that exists.
-    pub(super) fn new(end: &End) -> io::Result<Self> {
-        let socket = Socket::new(Domain::for_address(end.local), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+impl Blank {
+    /// All that does not depend on the connection is done.
+    pub(super) fn new(domain: Domain) -> io::Result<Self> {
+        let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
         set(&socket, TCP_REPAIR, &REPAIR_ON)?;
         set(&socket, TCP_REPAIR_QUEUE, &SEND_QUEUE)?;
+        socket.set_tcp_nodelay(true)?;
+        // A reset, if this process dies: the other end shall not take it for the end of an answer.
+        socket.set_linger(Some(Duration::ZERO))?;
+        Ok(Self { socket })
+    }
+
+    /// Makes it one end of a connection that exists.
+    pub(super) fn become_end(self, end: &End) -> io::Result<Repaired> {
+        let Self { socket } = self;
         set(&socket, TCP_QUEUE_SEQ, &end.send)?;
+        // The queue that `Repaired::received` fills, too.
         set(&socket, TCP_REPAIR_QUEUE, &RECEIVE_QUEUE)?;
         set(&socket, TCP_QUEUE_SEQ, &end.receive)?;
         socket.bind(&end.local.into())?;
         socket.connect(&end.peer.into())?;
 
         let (told, tells) = end.scales;
-        let mut options = vec![
-            RepairOption { code: OPTION_MSS, value: end.mss },
-            // Always: without it the window that is told shrinks, and what is uploaded hangs.
-            RepairOption { code: OPTION_WINDOW, value: u32::from(told) | u32::from(tells) << 16 },
-        ];
-        if end.selective {
-            options.push(RepairOption { code: OPTION_SACK, value: 0 });
-        }
-        if end.timestamp.is_some() {
-            options.push(RepairOption { code: OPTION_TIMESTAMP, value: 0 });
-        }
-        let length = libc::socklen_t::try_from(size_of_val(&options[..])).map_err(io::Error::other)?;
-        // SAFETY: the pointer is to as many bytes, which the kernel copies.
-        let result = unsafe {
-            libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, TCP_REPAIR_OPTIONS, options.as_ptr().cast(), length)
-        };
-        if result != 0 {
-            return Err(io::Error::last_os_error());
+        let mss = RepairOption { code: OPTION_MSS, value: end.mss };
+        // Always: without it the window that is told shrinks, and what is uploaded hangs.
+        let window = RepairOption { code: OPTION_WINDOW, value: u32::from(told) | u32::from(tells) << 16 };
+        let selective = RepairOption { code: OPTION_SACK, value: 0 };
+        let timestamps = RepairOption { code: OPTION_TIMESTAMP, value: 0 };
+        match (end.selective, end.timestamp.is_some()) {
+            (true, true) => set(&socket, TCP_REPAIR_OPTIONS, &[mss, window, selective, timestamps])?,
+            (true, false) => set(&socket, TCP_REPAIR_OPTIONS, &[mss, window, selective])?,
+            (false, true) => set(&socket, TCP_REPAIR_OPTIONS, &[mss, window, timestamps])?,
+            (false, false) => set(&socket, TCP_REPAIR_OPTIONS, &[mss, window])?,
         }
         if let Some(value) = end.timestamp {
             // Bit 0 would switch the socket to microseconds.
@@ -189,15 +197,15 @@ impl Repaired {
         let (snd_wnd, rcv_wnd) = end.windows;
         let window = RepairWindow { snd_wl1: end.receive, snd_wnd, max_window: snd_wnd, rcv_wnd, rcv_wup: end.receive };
         set(&socket, TCP_REPAIR_WINDOW, &window)?;
-        socket.set_tcp_nodelay(true)?;
-        // A reset, if this process dies: the other end shall not take it for the end of an answer.
-        socket.set_linger(Some(Duration::ZERO))?;
-        Ok(Self { socket })
+        Ok(Repaired { socket })
     }
+}
 
+// === impl Repaired ===
+
+impl Repaired {
     /// Puts bytes where the connection's reader will find them, as if they had just arrived.
     pub(super) fn received(&self, bytes: &[u8]) -> io::Result<()> {
-        set(&self.socket, TCP_REPAIR_QUEUE, &RECEIVE_QUEUE)?;
         let mut rest = bytes;
         while !rest.is_empty() {
             let taken = self.socket.send(rest)?;
@@ -209,7 +217,7 @@ impl Repaired {
     /// Leaves repair mode: from now on it is a connection like any other. `tell`: whether the peer is told at once what
     /// has arrived.
     pub(super) fn open(self, tell: bool) -> io::Result<Socket> {
-        set(&self.socket, TCP_REPAIR_QUEUE, &NO_QUEUE)?;
+        // Outside repair mode no queue is looked at, and who enters it again begins without one (`do_tcp_setsockopt`).
         set(&self.socket, TCP_REPAIR, if tell { &REPAIR_OFF } else { &REPAIR_OFF_QUIET })?;
         Ok(self.socket)
     }
