@@ -36,8 +36,8 @@ pub(super) struct Info {
 }
 
 /// What [`info_over`] asks over.
-pub(super) const fn line() -> Line {
-    Line::new(libc::NETLINK_SOCK_DIAG)
+pub(super) fn line() -> Line {
+    Line::opened(libc::NETLINK_SOCK_DIAG)
 }
 
 /// Asks for the app's end of a connection. `None` where there is none, or it is not open.

@@ -3,9 +3,11 @@
 use std::{
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::AsyncWriteExt as _,
     net::{TcpListener, TcpStream},
@@ -282,6 +284,14 @@ impl Http1Caller {
     /// Ends the caller's direction: whoever answers sees that no other request follows.
     pub async fn half_close(&mut self) -> Result<()> {
         Ok(self.stream.shutdown().await?)
+    }
+
+    /// Asks the other side's TCP every second whether it knows the connection (RFC 9293 §3.8.4). Where it does not, reading
+    /// fails.
+    pub fn keep_asking(&self) -> Result<()> {
+        let second = Duration::from_secs(1);
+        let keepalive = TcpKeepalive::new().with_time(second).with_interval(second);
+        Ok(SockRef::from(&self.stream).set_tcp_keepalive(&keepalive)?)
     }
 
     /// The connection itself, and what was read from it but belongs to no response.

@@ -252,15 +252,28 @@ async fn is_gone(connection: &mut Connection) -> bool {
     matches!(timeout(LIMIT, told).await, Ok(Err(error)) if error.is::<io::Error>())
 }
 
+/// As [`is_gone`], of a connection over which nothing more can be said.
+async fn is_unknown(connection: &mut Connection) -> bool {
+    let told = async {
+        connection.caller.keep_asking()?;
+        connection.caller.try_response("GET").await
+    };
+    matches!(timeout(LIMIT, told).await, Ok(Err(error)) if error.is::<io::Error>())
+}
+
 /// An orderly end.
 async fn end(connection: &mut Connection) -> Result<(), Fault> {
+    let begin = Instant::now();
     connection.caller.half_close().await.context("closing").map_err(Fault::Ended)?;
     match timeout(LIMIT, connection.caller.try_response("GET")).await {
         Ok(Ok(None)) => Ok(()),
         Ok(Ok(Some(answer))) => Err(Fault::Wrong(anyhow!("an answer that nobody has asked for: {}", answer.status))),
         Ok(Err(error)) if error.is::<io::Error>() => Err(Fault::Ended(error.context("closing"))),
         Ok(Err(error)) => Err(Fault::Wrong(error.context("closing"))),
-        Err(_) => Err(Fault::Wrong(anyhow!("closing: the other side does not within {LIMIT:?}"))),
+        Err(_) => {
+            let error = anyhow!("closing: the other side does not within {LIMIT:?}");
+            Err(if is_unknown(connection).await { Fault::Unheard(begin, error) } else { Fault::Wrong(error) })
+        }
     }
 }
 
