@@ -6,7 +6,7 @@ use aya_ebpf::{
     macros::classifier,
     programs::TcContext,
 };
-use sluice_ebpf_common::insertion::{self as abi, Command, Flow, Op, Outcome, State};
+use sluice_ebpf_common::insertion::{self as abi, Command, ENDED, Flow, Op, Outcome, State};
 
 use super::{
     egress::{self, goes_back, may_go_back},
@@ -99,6 +99,11 @@ fn act(flow: &mut Flow, command: &Command, now: u64) -> Outcome {
         return Outcome::State;
     }
     if op == Op::Arm as u32 {
+        if flow.flags & (ENDED | abi::FLAG_RESET) != 0 {
+            // An end has passed that the agent has not read yet: no number of bytes that wait tells of it. What the agent then
+            // sends in its turn would be taken for its own end.
+            return Outcome::Moved;
+        }
         flow.armed_caller = a;
         flow.armed_app = b;
         flow.armed_din = c;
