@@ -163,3 +163,33 @@ async fn f04_connections_that_are_never_quiet_go_back_too() -> Result<()> {
     })
     .await
 }
+
+/// The end of a caller passes just when the connection is about to go back: it is told to the app, and the app's to the caller.
+/// Behind the last request the agent arms the flow at once, so that the two meet in many of these connections.
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn f04_a_caller_that_closes_while_the_connection_goes_back_is_closed_in_its_turn() -> Result<()> {
+    const CONNECTIONS: u32 = 400;
+    let stage = Stage::new("f04_closing")?;
+    let rules = Rule::file(&[stage.header("mine", &[HTTP])]);
+    let scene = Box::pin(Scene::started(stage, &[], Answer::identity, &rules, &["--supervised"])).await?;
+    play(scene, async |scene| {
+        for number in 0..CONNECTIONS {
+            let mut caller = scene.connect().await?;
+            for header in [OURS, THEIRS, THEIRS, THEIRS, THEIRS] {
+                ask(&mut caller, header).await?;
+            }
+            // Not asleep, which would take longer than what is to be met.
+            let begin = std::time::Instant::now();
+            while begin.elapsed() < Duration::from_micros(u64::from(number % 40) * 10) {
+                std::hint::spin_loop();
+            }
+            caller.half_close().await?;
+            let ended = tokio::time::timeout(SOON, caller.try_response("GET")).await;
+            let ended = ended.with_context(|| format!("connection {number} is not closed"))?;
+            ensure!(ended?.is_none(), "an answer that nobody has asked for");
+        }
+        scene.ensure_inserted(u64::from(CONNECTIONS)).await
+    })
+    .await
+}
