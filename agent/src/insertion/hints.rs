@@ -31,7 +31,7 @@ fn is_usable(name: &str) -> bool {
 }
 
 /// The only one; 0 where there is none, or more.
-fn only(hashes: &mut impl Iterator<Item = u64>) -> u64 {
+fn only(mut hashes: impl Iterator<Item = u64>) -> u64 {
     match (hashes.next(), hashes.next()) {
         (Some(hash), None) => hash,
         _ => 0,
@@ -102,10 +102,10 @@ impl Hints {
 
     /// What the kernel knows without its maps.
     pub(super) fn asked(&self) -> Asked {
-        let mut exact =
+        let exact =
             self.names.iter().filter(|(_, interest)| **interest == Interest::Exact as u32).map(|(&hash, _)| hash);
-        let name = only(&mut exact);
-        let value = only(&mut self.values.iter().copied());
+        let name = only(exact);
+        let value = only(self.values.iter().copied());
         // Without the name nobody asks for the value, which may be another's as well.
         Asked { bitmap: self.bitmap, name, value: if name == 0 { 0 } else { value } }
     }

@@ -12,8 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use sluice_tests::{
     Host, eventually,
-    peers::http1::{Answer, Http1Caller, request},
-    stage::{Rule, Stage},
+    peers::http1::{Http1Caller, request},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -21,7 +20,7 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::{HTTP, OURS, SOON, Scene, THEIRS, any, ask, play};
+use crate::{OURS, SOON, Scene, THEIRS, any, ask, play, supervised};
 
 const STREAM: u16 = 8081;
 
@@ -138,10 +137,7 @@ fn too_old(host: &Host) -> Result<u64> {
 #[ignore = "needs root: cargo xtask test"]
 async fn f04_connections_that_are_never_quiet_go_back_too() -> Result<()> {
     const ROUNDS: u64 = 40;
-    let stage = Stage::new("f04_busy")?;
-    let rules = Rule::file(&[stage.header("mine", &[HTTP])]);
-    let scene = Box::pin(Scene::started(stage, &[], Answer::identity, &rules, &["--supervised"])).await?;
-    play(scene, async |scene| {
+    play(supervised::scene("f04_busy").await?, async |scene| {
         let mut caller = scene.connect().await?;
         let mut slowest = Duration::ZERO;
         for _ in 0..ROUNDS {
@@ -170,10 +166,7 @@ async fn f04_connections_that_are_never_quiet_go_back_too() -> Result<()> {
 #[ignore = "needs root: cargo xtask test"]
 async fn f04_a_caller_that_closes_while_the_connection_goes_back_is_closed_in_its_turn() -> Result<()> {
     const CONNECTIONS: u32 = 400;
-    let stage = Stage::new("f04_closing")?;
-    let rules = Rule::file(&[stage.header("mine", &[HTTP])]);
-    let scene = Box::pin(Scene::started(stage, &[], Answer::identity, &rules, &["--supervised"])).await?;
-    play(scene, async |scene| {
+    play(supervised::scene("f04_closing").await?, async |scene| {
         for number in 0..CONNECTIONS {
             let mut caller = scene.connect().await?;
             for header in [OURS, THEIRS, THEIRS, THEIRS, THEIRS] {

@@ -249,7 +249,7 @@ async fn is_gone(connection: &mut Connection) -> bool {
         connection.caller.send(&more).await?;
         connection.caller.try_response("GET").await
     };
-    matches!(timeout(LIMIT, told).await, Ok(Err(error)) if error.is::<io::Error>())
+    fails(told).await
 }
 
 /// As [`is_gone`], of a connection over which nothing more can be said.
@@ -258,6 +258,11 @@ async fn is_unknown(connection: &mut Connection) -> bool {
         connection.caller.keep_asking()?;
         connection.caller.try_response("GET").await
     };
+    fails(told).await
+}
+
+/// Whether a connection says that it is none any more.
+async fn fails<T>(told: impl Future<Output = Result<T>>) -> bool {
     matches!(timeout(LIMIT, told).await, Ok(Err(error)) if error.is::<io::Error>())
 }
 
