@@ -16,7 +16,7 @@ pub(super) const CARGO: &str = "/usr/bin/cargo";
 /// Another version makes other bytes; a new one means a new object in the same commit.
 const RUSTC_VERSION: &str = "rustc 1.96.0 ";
 const LINKER_VERSION: &str = "0.13.0";
-const PACKAGES: [&str; 4] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf", "llvm-22"];
+const PACKAGES: [&str; 5] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf", "llvm-22", "llvm-22-dev"];
 /// The target's libraries and LLVM's, which those packages bring.
 const LLVM: &str = "/usr/lib/llvm-22";
 pub(super) const OBJCOPY: &str = "/usr/lib/llvm-22/bin/llvm-objcopy";
@@ -54,7 +54,7 @@ fn has_compiler() -> bool {
     let libraries = output(Command::new(RUSTC).args(["--print", "target-libdir", "--target", "bpfel-unknown-none"]));
     libraries.is_ok_and(|folder| Path::new(folder.trim()).is_dir())
         && Path::new(CARGO).exists()
-        && Path::new(LLVM).is_dir()
+        && Path::new(LLVM).join("lib/libLLVM.so").exists()
         && Path::new(OBJCOPY).exists()
 }
 
