@@ -135,7 +135,7 @@ pub(super) fn insert(programs: &SharedPrograms, key: &FlowKey, hold: &Hold, read
     if flow.flags & FLAG_LAST != 0 {
         return Ok(Attempt::Over(NotInserted::Closing));
     }
-    if flow.answer == Answer::Head as u32 && flow.asked != flow.answered {
+    if flow.answer == Answer::Head as u32 && !flow.is_between_chunks() && flow.asked != flow.answered {
         return Ok(Attempt::Wait(Wait::Line, flow.sent_end));
     }
     let Some(position) = position(&flow) else { return Ok(Attempt::Over(NotInserted::OpenAnswer)) };
@@ -228,6 +228,8 @@ fn position(flow: &Flow) -> Option<Position> {
         return None;
     } else if flow.answer == Answer::Length as u32 {
         running = Some(Body::Length(u64::from(flow.answer_end.wrapping_sub(flow.sent_end))));
+    } else if flow.is_between_chunks() {
+        running = Some(Body::CHUNKED);
     } else if flow.answer == Answer::Chunks as u32 {
         running = Some(Body::within_chunk(u64::from(flow.answer_end.wrapping_sub(flow.sent_end))));
     }

@@ -245,10 +245,13 @@ fn decide(flow: &mut Flow, packet: &Packet, clock: u64, greeting: bool) -> Act {
     }
     let takes = packet.len.wrapping_add(packet.has(FIN) as u32);
     // Acknowledgements alone pass, although their number is behind that of what was kept back: the caller needs them.
-    if held && flow.flags & abi::FLAG_BLOCKED != 0 && takes != 0 {
+    if held && takes != 0 {
         // What the caller lacks may come again in one piece with what is new.
         let lacks = after(flow.sent_end, seq) && after(flow.sent_end, flow.caller_ack);
-        if after(seq.wrapping_add(takes), flow.sent_end) && !lacks {
+        let is_new = after(seq.wrapping_add(takes), flow.sent_end);
+        // Behind what was kept back while the app was stopped: answers are read without gaps.
+        let behind_gap = after(seq, flow.sent_end);
+        if behind_gap || flow.flags & abi::FLAG_BLOCKED != 0 && is_new && !lacks {
             // Sent again, to whoever is its peer by then.
             return Act::Sink;
         }

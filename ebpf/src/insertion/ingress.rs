@@ -97,14 +97,33 @@ fn sluice_ingress(ctx: TcContext) -> i32 {
     };
     if is_forgotten(flow) {
         locked(flow, release);
-        return finish(&packet, &key, local, flow, scratch, Act::LetGo);
+        return finish(&packet, &key, local, flow, scratch, Act::LetGo, 0);
     }
     match act {
         Act::Scan(from) => scanned(skb, &packet, &key, local, flow, scratch, from),
         Act::Copy(_) if !checksum::holds(&packet, scratch) => DROP,
         Act::Copy(from) => copied(&packet, &key, flow, scratch, from),
-        act => finish(&packet, &key, local, flow, scratch, act),
+        act => {
+            let ahead = ahead(flow, &packet);
+            finish(&packet, &key, local, flow, scratch, act, ahead)
+        }
     }
+}
+
+/// By how much the number of an acknowledgement is ahead of what the app has been given: its caller has sent more, which is held
+/// or was lost. As it stands it would be the newest word on the caller's window to the app's TCP (SND.WL1, RFC 9293 §3.10.7.4),
+/// which would then listen to no one who goes on before it, as the agent does: for ever, if that window was closed.
+#[inline(always)]
+fn ahead(flow: &Flow, packet: &Packet) -> u32 {
+    let until = if flow.state == State::Held as u32 {
+        flow.held_from
+    } else if flow.state == State::Native as u32 && flow.flags & (abi::FLAG_OLD | abi::FLAG_UNSET) == 0 {
+        flow.next_head
+    } else {
+        return 0;
+    };
+    let alone = packet.len == 0 && packet.flags & (RST | FIN | SYN | ACK) == ACK;
+    if alone && after(packet.seq, until) { packet.seq.wrapping_sub(until) } else { 0 }
 }
 
 /// Whether nothing is to be decided: a head begins here for certain. Most requests are like that, and taking the lock costs as
@@ -352,7 +371,7 @@ fn scanned(
     if verdict == Verdict::NotHttp && flow.state == State::Wire as u32 {
         count(FlowCounter::NotHttp, 1);
     }
-    finish(packet, key, local, flow, scratch, act)
+    finish(packet, key, local, flow, scratch, act, 0)
 }
 
 /// Requests have passed.
@@ -439,9 +458,17 @@ fn follow_time(packet: &Packet, flow: &mut Flow) {
     });
 }
 
-/// Does to the packet what was decided.
+/// Does to the packet what was decided; to the app its number is so much less.
 #[inline(always)]
-fn finish(packet: &Packet, key: &FlowKey, local: &Local, flow: &mut Flow, scratch: &mut Scratch, act: Act) -> i32 {
+fn finish(
+    packet: &Packet,
+    key: &FlowKey,
+    local: &Local,
+    flow: &mut Flow,
+    scratch: &mut Scratch,
+    act: Act,
+    less: u32,
+) -> i32 {
     match act {
         Act::Drop | Act::Scan(_) | Act::Copy(_) => return DROP,
         Act::ToAgent => {
@@ -459,8 +486,9 @@ fn finish(packet: &Packet, key: &FlowKey, local: &Local, flow: &mut Flow, scratc
     if flow.flags & abi::FLAG_TIMED != 0 {
         follow_time(packet, flow);
     }
-    if flow.is_shifted() {
-        let Flow { din: seq_less, dout: ack_less, time_in: value_more, time_out: echo_less, .. } = *flow;
+    let Flow { din, dout: ack_less, time_in: value_more, time_out: echo_less, .. } = *flow;
+    if flow.is_shifted() || less != 0 {
+        let seq_less = din.wrapping_add(less);
         packet.shift(scratch, Shift { seq_less, ack_less, value_more, echo_less });
     } else if act == Act::PassLast {
         let _ = FLOWS.remove(key);

@@ -82,7 +82,7 @@ mod at {
     pub(super) const EXACT: u32 = 6;
     pub(super) const LENGTH: u32 = 7;
     pub(super) const STATUS: u32 = 8;
-    pub(super) const SIZE: u32 = 9;
+    pub(super) const SIZE: u32 = super::abi::AT_SIZE;
     pub(super) const TOKEN: u32 = 10;
     /// Behind a carriage return that ended the packet before.
     pub(super) const FEED: u32 = 11;

@@ -106,7 +106,7 @@ pub struct Flow {
     pub app_clock: u32,
     /// Counts uses of the same key.
     pub id: u32,
-    /// What is known of an answer that goes on in the middle of a line: the scanner's own business.
+    /// What is known of an answer that goes on in the middle of a line: the scanner's own business, but for [`Flow::is_between_chunks`].
     pub answer_head: u32,
     /// The caller's timestamp values are so much more to the app (RFC 7323 §3), in their own unit.
     pub time_in: u32,
@@ -124,6 +124,15 @@ pub struct Flow {
 
 /// Longest beginning of a line that is kept from one packet to the next, in bytes.
 pub const CARRY: usize = 64;
+
+/// Where the scanner's position stands in [`Flow::answer_head`]: four bits.
+pub const HEAD_MODE: u32 = 10;
+
+/// Where it has how many digits of a chunk's size it has read: four bits.
+pub const HEAD_DIGITS: u32 = 14;
+
+/// The scanner's position in the size of a chunk.
+pub const AT_SIZE: u32 = 9;
 
 /// In place of [`Flow::armed_clock`]: timestamps stay what they are.
 pub const UNTIMED: u32 = u32::MAX;
@@ -203,6 +212,14 @@ impl Flow {
     #[inline(always)]
     pub const fn is_shifted(&self) -> bool {
         self.din | self.dout | self.time_in | self.time_out != 0
+    }
+
+    /// Whether the app's data ends before the first digit of a chunk's size: where a line begins, of which nothing is known yet.
+    #[must_use]
+    pub const fn is_between_chunks(&self) -> bool {
+        self.answer == Answer::Head as u32
+            && self.answer_head >> HEAD_MODE & 15 == AT_SIZE
+            && self.answer_head >> HEAD_DIGITS & 15 == 0
     }
 
     /// For how many ms its two sides would take each other's packets for old ones if nobody translated timestamps any more;

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::maps::Scratch;
 
-use sluice_ebpf_common::insertion::CARRY;
+use sluice_ebpf_common::insertion::{self as abi, CARRY};
 
 /// `HTTP/1.1 200 reason`.
 #[inline(always)]
@@ -200,8 +200,8 @@ pub(super) fn beyond(scan: &mut Scan, mode: u32, pos: u32) -> Verdict {
 }
 
 // What is kept of an answer that goes on in another packet: the status in the lowest bits, and the rest above.
-const MODE: u32 = 10;
-const TEXT: u32 = 14;
+const MODE: u32 = abi::HEAD_MODE;
+const TEXT: u32 = abi::HEAD_DIGITS;
 const CARRIAGE: u32 = 18;
 const HAS_LENGTH: u32 = 1 << 20;
 const OPEN: u32 = 1 << 21;
