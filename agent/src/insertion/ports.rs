@@ -59,6 +59,7 @@ pub(super) fn note_existing(
     again: bool,
 ) -> Result<(), ProgramsError> {
     let failed = |source| ProgramsError::Io { what: "the connections to the port cannot be listed", source };
+    let mut line = diag::line();
     for connection in existing::connections(port).map_err(failed)? {
         let words = |address: IpAddr| {
             let bytes = match address {
@@ -73,7 +74,7 @@ pub(super) fn note_existing(
         let flow = if connection.own || again {
             Flow::new(State::Wire, 0)
         } else {
-            let Some(info) = diag::info(local, peer).map_err(failed)? else { continue };
+            let Some(info) = diag::info_over(&mut line, local, peer).map_err(failed)? else { continue };
             let mut flow = Flow::new(State::Native, 0);
             flow.flags = FLAG_OLD | FLAG_SHAKEN | FLAG_UNSET;
             if info.asked {
