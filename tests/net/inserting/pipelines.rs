@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use futures_util::future::try_join_all;
-use sluice_tests::peers::{
-    http1::{Http1Caller, request},
-    raw::{RawApp, Script},
+use sluice_tests::{
+    eventually,
+    peers::{
+        http1::{Http1Caller, request},
+        raw::{RawApp, Script},
+    },
 };
 
 use crate::{
@@ -212,6 +215,53 @@ async fn f03_one_that_fits_behind_a_chunked_answer() -> Result<()> {
             }
         }
         scene.ensure_inserted(13).await
+    })
+    .await
+}
+
+/// An answer pauses behind a whole chunk, as events that a server sends do: the agent can join it there.
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn f03_one_that_fits_while_an_answer_pauses_between_its_chunks() -> Result<()> {
+    const BEGIN: &str = "HTTP/1.1 200 OK\r\nx-answered-by: pod\r\ntransfer-encoding: chunked\r\n\r\n";
+    // How much of the answer there is before it pauses: only its head, or chunks.
+    let pauses = [vec![BEGIN], vec![BEGIN, "5\r\nfirst\r\n"], vec![BEGIN, "5\r\nfirst\r\n", "6\r\nsecond\r\n"]];
+    play(Scene::set("f03_between", &[SLOW, SLOW + 1, SLOW + 2]).await?, async |scene| {
+        let local = b"HTTP/1.1 200 OK\r\nx-answered-by: laptop\r\ncontent-length: 0\r\n\r\n";
+        let answers = Script::new().read_until(b"\r\n\r\n").send(local).again();
+        for ((number, port), pieces) in (1..).zip(SLOW..).zip(&pauses) {
+            let _local = RawApp::start(&scene.stage.laptop, any(port), answers.clone())?;
+            let script = pieces.iter().fold(Script::new().read_until(b"\r\n\r\n"), |script, piece| {
+                // Each in a packet of its own.
+                script.send(piece.as_bytes())
+            });
+            let script = script.hold().send(b"4\r\nlast\r\n0\r\n\r\n");
+            let app = RawApp::start(&scene.stage.pod, any(port), script)?;
+            let mut caller = Http1Caller::connect(&scene.stage.caller, scene.stage.pod.at(port)).await?;
+            caller.send(&request("GET", "/events", &[THEIRS.0], b"")).await?;
+            let begun = pieces.iter().map(|piece| piece.len()).sum::<usize>();
+            eventually(SOON, "the answer pauses", || async {
+                ensure!(app.progress(0).sent == begun, "{:?}", app.progress(0));
+                Ok(())
+            })
+            .await?;
+            caller.send(&request("GET", "/", &[OURS.0], b"")).await?;
+            eventually(SOON, "the agent joins it", || async {
+                ensure!(scene.insertions().await? == number, "behind {pieces:?}: {:?}", scene.let_go().await?);
+                Ok(())
+            })
+            .await?;
+            app.release();
+            for by in ["pod", "laptop"] {
+                let answer = tokio::time::timeout(SOON, caller.response("GET")).await;
+                let answer = answer.with_context(|| format!("no answer of the {by} behind {pieces:?}"))??;
+                ensure!(answer.answered_by() == Some(by), "by {:?} instead of {by}", answer.answered_by());
+                ensure!(by == "laptop" || answer.body.ends_with(b"last"), "cut: {:?}", answer.body);
+            }
+            drop(caller);
+            app.ended(0, SOON).await?;
+        }
+        scene.ensure_inserted(pauses.len() as u64).await
     })
     .await
 }
