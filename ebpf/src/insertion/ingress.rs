@@ -117,7 +117,10 @@ fn sluice_ingress(ctx: TcContext) -> i32 {
 fn ahead(flow: &Flow, packet: &Packet) -> u32 {
     let until = if flow.state == State::Held as u32 {
         flow.held_from
-    } else if flow.state == State::Native as u32 && flow.flags & (abi::FLAG_OLD | abi::FLAG_UNSET) == 0 {
+    } else if flow.state == State::Native as u32
+        && flow.flags & (abi::FLAG_OLD | abi::FLAG_UNSET | abi::FLAG_CALLER_FIN) == 0
+    {
+        // Behind a FIN, which has a number of its own, nothing is held.
         flow.next_head
     } else {
         return 0;

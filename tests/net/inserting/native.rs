@@ -7,9 +7,9 @@ use std::{
 
 use anyhow::{Result, ensure};
 use futures_util::future::try_join_all;
-use sluice_tests::{Agent, Client, Process, peers::http1::Http1Caller, stage::Rule};
+use sluice_tests::{Agent, Client, Process, eventually, peers::http1::Http1Caller, stage::Rule};
 
-use crate::{HTTP, OURS, Scene, THEIRS, ask, play};
+use crate::{HTTP, OURS, SOON, Scene, THEIRS, ask, play, supervised};
 
 const CALLERS: usize = 20;
 const EACH: usize = 100;
@@ -135,6 +135,45 @@ async fn f02_inserted_connections_cost_nothing_while_they_are_idle() -> Result<(
         ensure!(said < 10, "{said} lines in its log, for nothing");
         ensure!(idle < WHILE / 100, "{idle:?} in {WHILE:?}");
         Ok(())
+    })
+    .await
+}
+
+/// Connections that are native, from the beginning or again, end as without Sluice, whoever closes: nobody waits for the other.
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn f02_native_connections_end_at_once() -> Result<()> {
+    play(supervised::scene("f02_ends").await?, async |scene| {
+        let mut returned = 0;
+        for first in [THEIRS, OURS] {
+            for by_app in [false, true] {
+                let mut caller = scene.connect().await?;
+                ask(&mut caller, first).await?;
+                returned += u64::from(first == OURS);
+                let until = Instant::now() + SOON;
+                while scene.look().await?.returned < returned {
+                    ensure!(Instant::now() < until, "the agent does not leave");
+                    ask(&mut caller, THEIRS).await?;
+                }
+                if by_app {
+                    let answer = caller.get("/", &[THEIRS.0, ("Connection", "close")]).await?;
+                    ensure!(answer.answered_by() == Some("pod"), "by {:?}", answer.answered_by());
+                } else {
+                    caller.half_close().await?;
+                }
+                ensure!(caller.try_response("GET").await?.is_none(), "more than the end");
+            }
+        }
+        eventually(SOON, "neither side has a connection any more", || async {
+            for host in [&scene.stage.caller, &scene.stage.pod] {
+                let shown = host.tool("ss", &["-tnH", "state", "connected", "exclude", "time-wait"])?;
+                let left: Vec<_> = shown.lines().filter(|line| line.contains(":8080 ")).collect();
+                ensure!(left.is_empty(), "{}: {left:#?}", host.name());
+            }
+            Ok(())
+        })
+        .await?;
+        scene.ensure_inserted(2).await
     })
     .await
 }
