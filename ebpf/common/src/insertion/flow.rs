@@ -106,7 +106,7 @@ pub struct Flow {
     pub app_clock: u32,
     /// Counts uses of the same key.
     pub id: u32,
-    /// What is known of an answer that goes on in the middle of a line: the scanner's own business, but for [`Flow::is_between_chunks`].
+    /// What is known of an answer that goes on within a line: the scanner's business, but for [`Flow::is_between_chunks`].
     pub answer_head: u32,
     /// The caller's timestamp values are so much more to the app (RFC 7323 §3), in their own unit.
     pub time_in: u32,
