@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use sluice_tests::{eventually, peers::http1::Http1Caller, stage::OTHER};
 
-use crate::{OURS, SOON, Scene, THEIRS, ask, play};
+use crate::{OURS, SOON, Scene, THEIRS, ask, ensure_no_connection, play};
 
 /// A request that the kernel cannot disprove, and that fits no rule: its body's end is not its business.
 pub(crate) fn undecided() -> Vec<u8> {
@@ -120,13 +120,8 @@ async fn f01_connections_end_as_they_would_without_the_agent() -> Result<()> {
             socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
         }
         scene.ensure_inserted(12).await?;
-        eventually(SOON, "the app has no connection any more", || async {
-            let shown = scene.stage.pod.tool("ss", &["-tnH", "state", "connected", "exclude", "time-wait"])?;
-            let left: Vec<_> = shown.lines().filter(|line| line.contains(":8080 ")).collect();
-            ensure!(left.is_empty(), "{left:#?}");
-            Ok(())
-        })
-        .await?;
+        eventually(SOON, "the app has no connection any more", || async { ensure_no_connection(&scene.stage.pod) })
+            .await?;
         eventually(SOON, "the agent has no connection any more", || async {
             let open = scene.agent.metric("sluice_agent_connections_open").await?;
             ensure!(open == 0, "{open}");

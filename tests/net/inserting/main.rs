@@ -34,7 +34,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use sluice_tests::{
-    Agent, Client, InsertionStatus,
+    Agent, Client, Host, InsertionStatus,
     peers::http1::{Answer, Http1App, Http1Caller, Request},
     stage::{MATCHING, OTHER, Rule, Stage},
 };
@@ -176,6 +176,15 @@ async fn ask(caller: &mut Http1Caller, (header, by): ((&str, &str), &str)) -> Re
     let answer = tokio::time::timeout(SOON, caller.get("/", &[header])).await;
     let answer = answer.map_err(|_| anyhow::anyhow!("{header:?}: no answer within {SOON:?}"))??;
     ensure!(answer.answered_by() == Some(by), "{header:?}: by {:?} instead of {by}", answer.answered_by());
+    Ok(())
+}
+
+/// That a host has no connection to or from [`HTTP`] any more, but for such as only wait for late packets.
+fn ensure_no_connection(host: &Host) -> Result<()> {
+    let shown = host.tool("ss", &["-tnH", "state", "connected", "exclude", "time-wait"])?;
+    let http = format!(":{HTTP} ");
+    let left: Vec<_> = shown.lines().filter(|line| line.contains(&http)).collect();
+    ensure!(left.is_empty(), "{}: {left:#?}", host.name());
     Ok(())
 }
 

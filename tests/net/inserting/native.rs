@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use futures_util::future::try_join_all;
 use sluice_tests::{Agent, Client, Process, eventually, peers::http1::Http1Caller, stage::Rule};
 
-use crate::{HTTP, OURS, SOON, Scene, THEIRS, ask, play, supervised};
+use crate::{HTTP, OURS, SOON, Scene, THEIRS, ask, ensure_no_connection, play, supervised};
 
 const CALLERS: usize = 20;
 const EACH: usize = 100;
@@ -165,12 +165,8 @@ async fn f02_native_connections_end_at_once() -> Result<()> {
             }
         }
         eventually(SOON, "neither side has a connection any more", || async {
-            for host in [&scene.stage.caller, &scene.stage.pod] {
-                let shown = host.tool("ss", &["-tnH", "state", "connected", "exclude", "time-wait"])?;
-                let left: Vec<_> = shown.lines().filter(|line| line.contains(":8080 ")).collect();
-                ensure!(left.is_empty(), "{}: {left:#?}", host.name());
-            }
-            Ok(())
+            ensure_no_connection(&scene.stage.caller)?;
+            ensure_no_connection(&scene.stage.pod)
         })
         .await?;
         scene.ensure_inserted(2).await
