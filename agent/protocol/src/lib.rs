@@ -9,6 +9,7 @@
 //! | [`key`] | key pairs, their files, their hashes |
 //! | [`tls`] | TLS 1.3 with raw public keys (RFC 7250), pinned on both ends |
 //! | [`transport`] | QUIC's limits and timers |
+//! | `congestion` | the least that may be under way, however bad the way is |
 //! | [`way`] | the socket below QUIC: the seam for ways other than plain UDP |
 //! | [`framed`] | QUIC's datagrams over a byte stream, for the way by port-forward |
 //! | [`stream`] | the messages that open a stream |
@@ -44,6 +45,7 @@
 #![forbid(unsafe_code)]
 
 pub mod close;
+mod congestion;
 pub mod control;
 pub mod duplex;
 pub mod framed;

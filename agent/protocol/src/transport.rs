@@ -1,13 +1,16 @@
 //! QUIC's limits and timers, the same on every way through.
 //!
-//! Owns the numbers and why they are so. Runs at endpoint creation only. It does not choose congestion control or
-//! packet sizes: quinn's defaults hold.
+//! Owns the numbers and why they are so. Runs at endpoint creation only. It does not choose packet sizes: quinn's
+//! defaults hold.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::IdleTimeout;
 use quinn::TransportConfig;
 use quinn::VarInt;
+
+use crate::congestion::FlooredConfig;
 
 /// Both ends send something at least this often.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(1);
@@ -50,6 +53,7 @@ fn common(stream_window: u32) -> TransportConfig {
     transport
         .keep_alive_interval(Some(KEEP_ALIVE))
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_LIMIT_MS))))
+        .congestion_controller_factory(Arc::new(FlooredConfig::default()))
         .stream_receive_window(VarInt::from_u32(stream_window))
         // Unlimited: one stream whose reader sits at a breakpoint must not use up the room of all the others. Memory is
         // bounded by the window of each stream.
