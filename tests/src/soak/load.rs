@@ -2,6 +2,7 @@
 //! request goes into a record; what of it may be, is judged later.
 
 use std::{
+    borrow::Cow,
     io,
     net::SocketAddr,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -12,7 +13,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::app::TARGET;
+use super::app::{Stream, TARGET};
 use crate::{
     Host,
     peers::http1::{Http1Caller, Response, request},
@@ -35,6 +36,21 @@ const PAUSE_MS: usize = 80;
 /// Most bytes of a body among several that are sent at once: all of them fit on the way, so that nobody waits for a
 /// caller who is still sending.
 const SMALL: usize = 20_000;
+
+/// Once in so many times a stream is asked for, and more behind it before it is read.
+const STREAM_ONCE_IN: usize = 100;
+
+/// Chunks of a stream: less than a line of a head, about a packet, more than one.
+const CHUNKS: [usize; 3] = [30, 1_400, 10_007];
+
+/// Most of its chunks.
+const MANY: usize = 4_000;
+
+/// Most of its bytes: more than are on their way to a caller who does not read.
+const STREAM: usize = 400_000;
+
+/// Longest time before a caller reads it, so that the app cannot go on sending.
+const SLOW_MS: usize = 150;
 
 /// Everything that happened.
 #[derive(Debug, Default)]
@@ -87,6 +103,8 @@ struct Ask {
     fits: bool,
     body: Vec<u8>,
     chunked: bool,
+    /// What is asked for, if not the body.
+    stream: Option<Stream>,
 }
 
 /// An open connection.
@@ -135,7 +153,7 @@ pub(super) async fn call(number: u64, from: &Host, to: SocketAddr, record: &Reco
         let mut outcome = Ok(());
         while outcome.is_ok() && !stop.is_cancelled() && !random.once_in(60) {
             outcome = some(&mut connection, &mut random, &mut count, number, record).await;
-            let pause = Duration::from_millis(random.below(PAUSE_MS).try_into().unwrap_or_default());
+            let pause = pause(&mut random, PAUSE_MS);
             tokio::select! {
                 biased;
                 // Cancel-safe: the token stays cancelled.
@@ -181,6 +199,11 @@ async fn open(from: &Host, to: SocketAddr, record: &Record) -> Option<Connection
     }
 }
 
+/// At most so many milliseconds.
+fn pause(random: &mut Random, most: usize) -> Duration {
+    Duration::from_millis(random.below(most).try_into().unwrap_or_default())
+}
+
 /// One request or several at once, and their answers.
 async fn some(
     connection: &mut Connection,
@@ -189,18 +212,36 @@ async fn some(
     caller: u64,
     record: &Record,
 ) -> Result<(), Fault> {
-    let at_once = if random.once_in(8) { 2 + random.below(3) } else { 1 };
+    let streams = random.once_in(STREAM_ONCE_IN);
+    let at_once = if streams || random.once_in(8) { 2 + random.below(3) } else { 1 };
     let most = if at_once > 1 { SMALL } else { random.pick(&[1, 100, 2_000, 2_000, 20_000, 20_000, 200_000]) };
     let asks: Vec<_> = (0..at_once)
-        .map(|_| {
+        .map(|number| {
             *count += 1;
-            Ask::new(random, format!("/{caller}/{count}"), most)
+            let target = format!("/{caller}/{count}");
+            match number {
+                0 if streams => Ask::stream(random, &target),
+                // Often one that fits: the agent is to join the stream.
+                1 if streams => Ask { fits: random.once_in(2), ..Ask::new(random, target, most) },
+                _ => Ask::new(random, target, most),
+            }
         })
         .collect();
     let (sent, port, opened) = (Instant::now(), connection.port, connection.opened);
     let first = std::mem::take(&mut connection.fresh);
-    let all: Vec<_> = asks.iter().flat_map(Ask::bytes).collect();
-    let sending = timeout(LIMIT, connection.caller.send(&all)).await;
+    let sending = timeout(LIMIT, async {
+        let (ahead, rest) = asks.split_at(usize::from(streams));
+        if streams {
+            connection.caller.send(&bytes(ahead)).await?;
+            tokio::time::sleep(pause(random, SLOW_MS)).await;
+        }
+        connection.caller.send(&bytes(rest)).await?;
+        if streams {
+            tokio::time::sleep(pause(random, SLOW_MS)).await;
+        }
+        anyhow::Ok(())
+    })
+    .await;
     let age = sent - opened;
     match sending {
         Ok(Ok(())) => {}
@@ -210,11 +251,12 @@ async fn some(
     for (number, ask) in asks.iter().enumerate() {
         let what = || {
             format!(
-                "{}, fits: {}, chunked: {}, {} bytes, number {number} of {at_once} at once, on a connection of {:?}",
+                "{}, fits: {}, chunked: {}, {} bytes, number {number} of {at_once} at once{}, on a connection of {:?}",
                 ask.target,
                 ask.fits,
                 ask.chunked,
                 ask.body.len(),
+                if streams { ", the first a stream" } else { "" },
                 age
             )
         };
@@ -282,6 +324,10 @@ async fn end(connection: &mut Connection) -> Result<(), Fault> {
     }
 }
 
+fn bytes(asks: &[Ask]) -> Vec<u8> {
+    asks.iter().flat_map(Ask::bytes).collect()
+}
+
 // === impl Ask ===
 
 impl Ask {
@@ -289,7 +335,14 @@ impl Ask {
         let size = if random.once_in(2) { 0 } else { random.below(most) };
         // What is chunked the kernel cannot decide: the agent is inserted for it.
         let (fits, chunked) = (random.once_in(FITS_ONCE_IN), size > 0 && random.once_in(20));
-        Self { target, fits, body: random.bytes(size), chunked }
+        Self { target, fits, body: random.bytes(size), chunked, stream: None }
+    }
+
+    /// For a stream of the app's.
+    fn stream(random: &mut Random, path: &str) -> Self {
+        let chunk = random.pick(&CHUNKS);
+        let stream = Stream { bytes: random.below(STREAM.min(chunk * MANY)), chunk };
+        Self { target: format!("{path}?{stream}"), fits: false, body: Vec::new(), chunked: false, stream: Some(stream) }
     }
 
     fn bytes(&self) -> Vec<u8> {
@@ -307,7 +360,8 @@ impl Ask {
     fn check(&self, answer: &Response) -> Result<bool> {
         ensure!(answer.status == 200, "status {}", answer.status);
         ensure!(answer.header(TARGET) == Some(&self.target), "the answer to {:?}", answer.header(TARGET));
-        ensure!(answer.body == self.body, "{} bytes that are not those", answer.body.len());
+        let body = self.stream.map_or_else(|| Cow::from(&self.body), |stream| Cow::from(stream.body()));
+        ensure!(answer.body == *body, "{} bytes that are not those", answer.body.len());
         match answer.answered_by() {
             Some("pod") => Ok(true),
             Some("laptop") if self.fits => Ok(false),
