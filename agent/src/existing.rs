@@ -87,8 +87,11 @@ pub(crate) struct Connection {
 }
 
 /// Who has connections to ports, as long as packets of them may come that somebody waits for. Each port is asked for once.
-#[derive(Debug, Default)]
-pub(crate) struct Callers(BTreeMap<u16, io::Result<BTreeSet<SocketAddr>>>);
+#[derive(Debug)]
+pub(crate) struct Callers {
+    late: bool,
+    of_ports: BTreeMap<u16, io::Result<BTreeSet<SocketAddr>>>,
+}
 
 /// All connections to a port that there are.
 pub(crate) fn connections(port: u16) -> io::Result<Vec<Connection>> {
@@ -104,10 +107,18 @@ pub(crate) fn connections(port: u16) -> io::Result<Vec<Connection>> {
 // === impl Callers ===
 
 impl Callers {
+    /// With `late` a connection is one until the caller's end cannot come again (TIME-WAIT, RFC 9293 §3.6).
+    pub(crate) const fn new(late: bool) -> Self {
+        Self { late, of_ports: BTreeMap::new() }
+    }
+
     /// Whether this one may have a connection to the port: also where the kernel does not tell.
     pub(crate) fn may_have(&mut self, port: u16, caller: SocketAddr) -> bool {
-        let of_port = self.0.entry(port).or_insert_with(|| {
-            Ok(alive(port)?.into_iter().map(|socket| SocketAddr::new(socket.peer, socket.peer_port())).collect())
+        let of_port = self.of_ports.entry(port).or_insert_with(|| {
+            Ok(alive(port, self.late)?
+                .into_iter()
+                .map(|socket| SocketAddr::new(socket.peer, socket.peer_port()))
+                .collect())
         });
         of_port.as_ref().map_or(true, |callers| callers.contains(&caller))
     }

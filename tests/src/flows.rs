@@ -75,6 +75,23 @@ impl Flows {
         Self::within(&(&BpfObjects::of_process(pid).maps - &BpfObjects::of_process(other).maps))
     }
 
+    /// All that any packet program keeps of the connections of a caller's port, as text.
+    ///
+    /// # Errors
+    /// As [`Flows::of`].
+    pub fn of_port(port: u16) -> Result<String> {
+        let mut found = String::new();
+        for map in guard::list::<Map>("map")?.into_iter().filter(|map| map.name.as_deref() == Some(NAME)) {
+            let text = command::run("bpftool", &["--json", "map", "dump", "id", &map.id.to_string()], "")?;
+            let entries: Vec<serde_json::Value> = serde_json::from_str(&text)?;
+            let formatted = entries.iter().filter_map(|entry| entry.get("formatted"));
+            for flow in formatted.filter(|flow| flow["key"]["caller_port"] == port) {
+                found += &format!("map {}: {}\n", map.id, flow["value"]);
+            }
+        }
+        Ok(found)
+    }
+
     fn within(held: &BTreeSet<u32>) -> Result<Self> {
         let maps = guard::list::<Map>("map")?.into_iter();
         let mut flows = Self::default();

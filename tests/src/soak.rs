@@ -101,7 +101,7 @@ impl<'s> Soak<'s> {
         let (record, stop) = (Record::default(), CancellationToken::new());
         let to = self.stage.pod.at(PORT);
         let begin = Instant::now();
-        let callers = join_all((0..CALLERS).map(|number| load::call(number, &self.stage.caller, to, &record, &stop)));
+        let callers = join_all((0..CALLERS).map(|number| load::call(number, self.stage, to, &record, &stop)));
         let story = async {
             let _end = stop.clone().drop_guard();
             self.kill_workers(begin, minutes, &record, progress).await

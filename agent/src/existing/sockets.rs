@@ -8,7 +8,7 @@ use std::{
 
 use crate::netlink::{
     AF_INET, AF_INET6, IPPROTO_TCP, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, Request, SOCK_DIAG_BY_FAMILY, TCP_CLOSE_WAIT,
-    TCP_CLOSING, TCP_ESTABLISHED, TCP_FIN_WAIT1, TCP_FIN_WAIT2, TCP_LAST_ACK, TCP_SYN_RECV,
+    TCP_CLOSING, TCP_ESTABLISHED, TCP_FIN_WAIT1, TCP_FIN_WAIT2, TCP_LAST_ACK, TCP_SYN_RECV, TCP_TIME_WAIT,
 };
 
 // Numbers of the Linux ABI.
@@ -90,9 +90,11 @@ pub(super) fn sockets(port: u16) -> io::Result<Vec<Socket>> {
     })
 }
 
-/// The same, and those that are the kernel's alone: it sends what their owners have left, and repeats it.
-pub(super) fn alive(port: u16) -> io::Result<Vec<Socket>> {
-    list(port, &[&OPEN[..], &CLOSING].concat(), |_, _| true)
+/// The same, and those that are the kernel's alone: it sends what their owners have left, and repeats it. With `late` also those
+/// that only tell the other side, which repeats its end until then, that it has been heard.
+pub(super) fn alive(port: u16, late: bool) -> io::Result<Vec<Socket>> {
+    let late = if late { &[TCP_TIME_WAIT][..] } else { &[] };
+    list(port, &[&OPEN[..], &CLOSING, late].concat(), |_, _| true)
 }
 
 fn list(port: u16, states: &[u8], wanted: impl Fn(&Socket, u8) -> bool) -> io::Result<Vec<Socket>> {

@@ -44,23 +44,24 @@ impl Kept {
         }
     }
 
-    /// Whether a connection is still open of which the two sides see other numbers, as far as this side knows: a caller may
-    /// have gone without a word that was heard here, but then the app's socket has gone as well.
+    /// Whether there is still a connection of which the two sides see other numbers, as far as this side knows: a caller may
+    /// have gone without a word that was heard here, but then the app's socket has gone as well. What has passed here tells
+    /// nothing: an end may have got lost behind it and is sent again, and not every reset is one to those who get it.
     pub(super) fn is_needed(&self) -> bool {
-        let mut callers = Callers::default();
-        self.open(Flow::is_shifted).any(|key| callers.may_have(key.port, caller_of(&key)))
+        let mut callers = Callers::new(true);
+        self.like(Flow::is_shifted).any(|(key, _)| callers.may_have(key.port, caller_of(&key)))
     }
 
     /// Before this goes: ends the connections that would be dead without it, so that their two sides know at once.
     pub(super) fn end(&self) {
-        existing::reset(self.open(is_lost_alone).map(|key| (key.port, caller_of(&key))));
+        let open =
+            self.like(is_lost_alone).filter(|(_, flow)| flow.flags & FLAG_RESET == 0 && flow.flags & ENDED != ENDED);
+        existing::reset(open.map(|(key, _)| (key.port, caller_of(&key))));
     }
 
-    fn open(&self, like: impl Fn(&Flow) -> bool) -> impl Iterator<Item = FlowKey> {
-        self.flows.keys().flatten().filter(move |key| {
-            // Read under its lock, as the kernel writes it.
-            let flow = self.flows.get(key, WITH_LOCK);
-            flow.is_ok_and(|flow| like(&flow) && flow.flags & FLAG_RESET == 0 && flow.flags & ENDED != ENDED)
-        })
+    fn like(&self, is: impl Fn(&Flow) -> bool) -> impl Iterator<Item = (FlowKey, Flow)> {
+        let keys = self.flows.keys().flatten();
+        // Read under its lock, as the kernel writes it.
+        keys.filter_map(move |key| Some((key, self.flows.get(&key, WITH_LOCK).ok().filter(&is)?)))
     }
 }

@@ -104,6 +104,10 @@ fn act(flow: &mut Flow, command: &Command, now: u64) -> Outcome {
             // sends in its turn would be taken for its own end.
             return Outcome::Moved;
         }
+        if a != flow.held_to || b.wrapping_sub(d).wrapping_add(flow.dout) != flow.sent_end {
+            // The same of data: it has come since the agent looked.
+            return Outcome::Moved;
+        }
         flow.armed_caller = a;
         flow.armed_app = b;
         flow.armed_din = c;

@@ -118,6 +118,10 @@ fn of_agent(packet: &Packet, key: &FlowKey, local: &Local) -> i32 {
                 goes_back(flow);
                 return false;
             }
+            if ends {
+                // Its other socket tells the other side as well.
+                flow.flags &= !(abi::FLAG_ARMED | abi::FLAG_RETURNING);
+            }
             if packet.has(RST) {
                 flow.flags |= abi::FLAG_RESET;
             }
@@ -212,6 +216,11 @@ fn decide(flow: &mut Flow, packet: &Packet, clock: u64, greeting: bool) -> Act {
         }
         if packet.len != 0 || packet.flags & (FIN | RST) != 0 {
             flow.flags &= !(abi::FLAG_ARMED | abi::FLAG_RETURNING);
+        }
+        // The agent cannot leave before it has read this.
+        let end = packet.end().wrapping_add(flow.dout);
+        if after(end, flow.sent_end) {
+            flow.sent_end = end;
         }
         return Act::ToAgent;
     }

@@ -275,10 +275,14 @@ fn split(flow: &mut Flow, packet: &Packet) -> Act {
     if packet.has(ACK) && after(packet.ack, flow.caller_ack) {
         flow.caller_ack = packet.ack;
     }
-    if flow.flags & abi::FLAG_ARMED == 0 {
+    if packet.len == 0 && !packet.has(FIN) {
         return Act::ToAgent;
     }
-    if packet.len == 0 && !packet.has(FIN) {
+    // The agent cannot leave before it has read this.
+    if after(packet.end(), flow.held_to) {
+        flow.held_to = packet.end();
+    }
+    if flow.flags & abi::FLAG_ARMED == 0 {
         return Act::ToAgent;
     }
     flow.flags &= !abi::FLAG_ARMED;

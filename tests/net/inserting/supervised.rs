@@ -10,12 +10,12 @@ use nix::{
     unistd::Pid,
 };
 use sluice_tests::{
-    Agent, eventually,
+    Agent, Direction, eventually,
     peers::http1::{Answer, Http1Caller},
     stage::{Rule, Stage},
 };
 
-use crate::{HTTP, OURS, SOON, Scene, THEIRS, ask};
+use crate::{HTTP, OURS, SOON, Scene, THEIRS, ask, ensure_no_connection};
 
 const EACH: usize = 20;
 
@@ -86,6 +86,36 @@ async fn f06_connections_that_the_agent_has_left_survive_the_death_of_its_worker
         ask_all(callers).await.context("with another worker")?;
     }
     drop((left, about_to_be));
+    scene.finish()
+}
+
+/// The end of the app is lost, and repeated only when nothing else of the dead worker's is left.
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn f06_connections_end_in_both_directions_behind_the_death_of_the_worker_that_had_left_them() -> Result<()> {
+    /// Longer than the parent takes to see what is not needed any more.
+    const LOST: Duration = Duration::from_secs(5);
+    let scene = scene("f06_ends").await?;
+    let mut left = shifted(&scene).await?;
+    ask_all(&mut left).await?;
+    let killed = worker_of(&scene)?;
+    kill(killed, Signal::SIGKILL)?;
+    another(&scene, killed).await?;
+
+    let to_pod = &scene.stage.to_pod;
+    to_pod.cut_way(Direction::BToA)?;
+    for caller in &mut left {
+        caller.half_close().await?;
+    }
+    tokio::time::sleep(LOST).await;
+    to_pod.heal()?;
+    for caller in &mut left {
+        let end =
+            tokio::time::timeout(SOON, caller.try_response("GET")).await.context("the app's end does not come")?;
+        ensure!(end?.is_none(), "an answer that nobody has asked for");
+    }
+    // The last acknowledgement has come, too.
+    eventually(SOON, "the app has no connection any more", || async { ensure_no_connection(&scene.stage.pod) }).await?;
     scene.finish()
 }
 

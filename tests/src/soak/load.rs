@@ -16,9 +16,10 @@ use tokio_util::sync::CancellationToken;
 use super::app::{Stream, TARGET};
 use crate::{
     Host,
+    flows::Flows,
     peers::http1::{Http1Caller, Response, request},
     random::Random,
-    stage::{MATCHING, OTHER},
+    stage::{MATCHING, OTHER, Stage},
 };
 
 /// Connections at once.
@@ -145,14 +146,14 @@ impl Record {
 }
 
 /// One of the callers, until it is told to stop; then it closes its connection.
-pub(super) async fn call(number: u64, from: &Host, to: SocketAddr, record: &Record, stop: &CancellationToken) {
+pub(super) async fn call(number: u64, stage: &Stage, to: SocketAddr, record: &Record, stop: &CancellationToken) {
     let mut random = Random::new(number);
     let mut count = 0;
     while !stop.is_cancelled() {
-        let Some(mut connection) = open(from, to, record).await else { continue };
+        let Some(mut connection) = open(&stage.caller, to, record).await else { continue };
         let mut outcome = Ok(());
         while outcome.is_ok() && !stop.is_cancelled() && !random.once_in(60) {
-            outcome = some(&mut connection, &mut random, &mut count, number, record).await;
+            outcome = some(&mut connection, &mut random, &mut count, number, record, stage).await;
             let pause = pause(&mut random, PAUSE_MS);
             tokio::select! {
                 biased;
@@ -163,7 +164,7 @@ pub(super) async fn call(number: u64, from: &Host, to: SocketAddr, record: &Reco
             }
         }
         if outcome.is_ok() {
-            outcome = end(&mut connection).await;
+            outcome = end(&mut connection, stage).await;
         }
         let (at, Connection { port, opened, .. }) = (Instant::now(), connection);
         match outcome {
@@ -211,6 +212,7 @@ async fn some(
     count: &mut u64,
     caller: u64,
     record: &Record,
+    stage: &Stage,
 ) -> Result<(), Fault> {
     let streams = random.once_in(STREAM_ONCE_IN);
     let at_once = if streams || random.once_in(8) { 2 + random.below(3) } else { 1 };
@@ -267,7 +269,7 @@ async fn some(
             Ok(Err(error)) if error.is::<io::Error>() => return Err(Fault::Ended(error.context(what()))),
             Ok(Err(error)) => return Err(Fault::Wrong(error.context(what()))),
             Err(_) => {
-                let error = anyhow!("{}: no answer within {LIMIT:?}", what());
+                let error = anyhow!("{}: no answer within {LIMIT:?}\n{}", what(), known(stage, port));
                 return Err(if is_gone(connection).await { Fault::Unheard(begin, error) } else { Fault::Wrong(error) });
             }
         };
@@ -282,6 +284,17 @@ async fn some(
         }
     }
     Ok(())
+}
+
+/// What both sides and the packet programs know of a connection that hangs.
+fn known(stage: &Stage, port: u16) -> String {
+    let filter = format!("( sport = :{port} or dport = :{port} )");
+    let sockets =
+        |host: &Host| host.tool("ss", &["--tcp", "--all", "--numeric", "--options", "--info", "--no-header", &filter]);
+    let told =
+        [("the caller", sockets(&stage.caller)), ("the pod", sockets(&stage.pod)), ("flows", Flows::of_port(port))];
+    let told = told.map(|(who, told)| format!("{who}: {}", told.unwrap_or_else(|error| format!("{error:#}"))));
+    told.join("\n")
 }
 
 /// Whether the other side knows nothing of a connection any more: it says so as soon as it is spoken to.
@@ -309,7 +322,7 @@ async fn fails<T>(told: impl Future<Output = Result<T>>) -> bool {
 }
 
 /// An orderly end.
-async fn end(connection: &mut Connection) -> Result<(), Fault> {
+async fn end(connection: &mut Connection, stage: &Stage) -> Result<(), Fault> {
     let begin = Instant::now();
     connection.caller.half_close().await.context("closing").map_err(Fault::Ended)?;
     match timeout(LIMIT, connection.caller.try_response("GET")).await {
@@ -318,7 +331,8 @@ async fn end(connection: &mut Connection) -> Result<(), Fault> {
         Ok(Err(error)) if error.is::<io::Error>() => Err(Fault::Ended(error.context("closing"))),
         Ok(Err(error)) => Err(Fault::Wrong(error.context("closing"))),
         Err(_) => {
-            let error = anyhow!("closing: the other side does not within {LIMIT:?}");
+            let known = known(stage, connection.port);
+            let error = anyhow!("closing: the other side does not within {LIMIT:?}\n{known}");
             Err(if is_unknown(connection).await { Fault::Unheard(begin, error) } else { Fault::Wrong(error) })
         }
     }

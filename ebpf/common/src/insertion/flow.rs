@@ -68,7 +68,7 @@ pub struct Flow {
     pub next_head: u32,
     /// Highest number that the app has acknowledged.
     pub app_ack: u32,
-    /// End of the app's highest byte.
+    /// End of the app's highest byte, whoever got it.
     pub sent_end: u32,
     /// Highest number that the caller has acknowledged.
     pub caller_ack: u32,
@@ -86,7 +86,7 @@ pub struct Flow {
     pub flags: u32,
     /// First number that is held.
     pub held_from: u32,
-    /// End of what was held and sent to the agent.
+    /// End of what was held and sent to the agent, and of what the agent has been given since it is in.
     pub held_to: u32,
     /// When holding began, or the flow, in ns of `CLOCK_MONOTONIC`.
     pub held_since: u64,

@@ -52,7 +52,7 @@ pub enum Op {
     Insert = 1,
     /// Held to native: the next packet goes to the app. `numbers[0]` is not 0 where it shall never be looked at again.
     Release = 2,
-    /// Split: may go back; `numbers` are the armed ones, in the order of the fields.
+    /// Split: may go back, if nothing has come since; `numbers` are the armed ones, in the order of the fields.
     Arm = 3,
     /// Split: may no longer go back.
     Disarm = 4,
