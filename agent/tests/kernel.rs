@@ -5,6 +5,8 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test ends where it cannot go on")]
 
+#[path = "kernel/arming.rs"]
+mod arming;
 #[path = "kernel/dialing.rs"]
 mod dialing;
 #[path = "kernel/logging.rs"]
