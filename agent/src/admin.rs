@@ -215,12 +215,7 @@ impl Admin {
         add("flows_passed", "counter", "Requests that the kernel proved to fit no rule", flows.passed);
         add("flows_held", "counter", "Requests that the kernel held for the agent", flows.held);
         add("flows_full", "counter", "Connections for which the kernel had no room", flows.full);
-        add(
-            "flows_late",
-            "counter",
-            "Held requests that the kernel let go: nobody took them, or they came again with what the app lacked",
-            flows.late,
-        );
+        add("flows_late", "counter", "Held requests that the kernel let go, as nobody took them", flows.late);
         add("flows_steered", "counter", "Connections steered because their beginning was not seen", flows.steered);
         add("flows_returned", "counter", "Inserted connections that went back", flows.returned);
         add("kernel_attached", "gauge", "Whether the kernel program is attached", u64::from(held.attached));

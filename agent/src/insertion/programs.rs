@@ -125,7 +125,7 @@ pub struct FlowCounters {
     pub held: u64,
     /// Connections for which there was no room.
     pub full: u64,
-    /// Held requests that were let go: nobody took them, or they came again with what the app lacked.
+    /// Held requests that were let go, as nobody took them.
     pub late: u64,
     /// Connections that came in a way that the programs do not see, and were steered.
     pub steered: u64,

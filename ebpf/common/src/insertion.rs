@@ -149,7 +149,7 @@ pub enum FlowCounter {
     Held = 1,
     /// Flows that could not be noted because the map is full.
     Full = 2,
-    /// Held requests that were let go: nobody took them within a second, or they came again with what the app lacked.
+    /// Held requests that were let go: nobody took them within a second.
     Late = 3,
     /// Connections that the packet programs had not seen begin, and that were steered.
     Steered = 4,

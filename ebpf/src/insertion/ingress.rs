@@ -242,9 +242,13 @@ fn held(flow: &mut Flow, packet: &Packet) -> Act {
         return if ready { Act::Ready } else { Act::Pass };
     }
     if after(flow.held_from, packet.seq) && after(flow.held_from, flow.app_ack) {
-        // What the app has not got comes in one piece with what is held: it would wait for ever.
-        release(flow);
-        return Act::LetGo;
+        if after(packet.seq, flow.app_ack) {
+            // What is before it comes alone, or again together with this.
+            return Act::Drop;
+        }
+        // What the app has not got comes in one piece with what is held. The agent gives it to the app, as it does with a body.
+        flow.held_from = flow.app_ack;
+        flow.held_to = flow.app_ack;
     }
     if after(packet.seq, flow.held_to) || !after(packet.end(), flow.held_to) {
         return Act::Drop;

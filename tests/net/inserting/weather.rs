@@ -51,6 +51,27 @@ fn set(host: &Host, parameters: &'static [(&'static str, &'static str)]) -> Resu
     })?
 }
 
+/// A request gets lost between the packet programs and the app, and comes again in one packet with the next one, which fits.
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn f05_what_the_app_lacks_and_comes_again_with_a_request_is_given_to_it() -> Result<()> {
+    play(Scene::set("f05_lacks", &[]).await?, async |scene| {
+        let mut caller = scene.connect().await?;
+        ask(&mut caller, THEIRS).await?;
+        // Packets are lost behind the programs: they have seen it.
+        scene.stage.to_pod.cut_way(Direction::AToB)?;
+        caller.send(&request("GET", "/first", &[THEIRS.0], b"")).await?;
+        scene.stage.to_pod.heal()?;
+        caller.send(&request("GET", "/second", &[OURS.0], b"")).await?;
+        for by in ["pod", "laptop"] {
+            let answer = caller.response("GET").await?;
+            ensure!(answer.answered_by() == Some(by), "by {:?}, not by {by}", answer.answered_by());
+        }
+        scene.ensure_inserted(1).await
+    })
+    .await
+}
+
 #[tokio::test]
 #[ignore = "needs root: cargo xtask test"]
 async fn f05_fine_weather() -> Result<()> {
