@@ -56,6 +56,14 @@ struct Value {
     time_out: u32,
 }
 
+/// What `bpftool` prints of each map of flows that is wanted, by its number.
+fn dumps(wanted: impl Fn(u32) -> bool) -> Result<Vec<(u32, String)>> {
+    let maps = guard::list::<Map>("map")?.into_iter();
+    maps.filter(|map| map.name.as_deref() == Some(NAME) && wanted(map.id))
+        .map(|map| Ok((map.id, command::run("bpftool", &["--json", "map", "dump", "id", &map.id.to_string()], "")?)))
+        .collect()
+}
+
 // === impl Flows ===
 
 impl Flows {
@@ -81,22 +89,19 @@ impl Flows {
     /// As [`Flows::of`].
     pub fn of_port(port: u16) -> Result<String> {
         let mut found = String::new();
-        for map in guard::list::<Map>("map")?.into_iter().filter(|map| map.name.as_deref() == Some(NAME)) {
-            let text = command::run("bpftool", &["--json", "map", "dump", "id", &map.id.to_string()], "")?;
+        for (id, text) in dumps(|_| true)? {
             let entries: Vec<serde_json::Value> = serde_json::from_str(&text)?;
             let formatted = entries.iter().filter_map(|entry| entry.get("formatted"));
             for flow in formatted.filter(|flow| flow["key"]["caller_port"] == port) {
-                found += &format!("map {}: {}\n", map.id, flow["value"]);
+                found += &format!("map {id}: {}\n", flow["value"]);
             }
         }
         Ok(found)
     }
 
     fn within(held: &BTreeSet<u32>) -> Result<Self> {
-        let maps = guard::list::<Map>("map")?.into_iter();
         let mut flows = Self::default();
-        for map in maps.filter(|map| held.contains(&map.id) && map.name.as_deref() == Some(NAME)) {
-            let text = command::run("bpftool", &["--json", "map", "dump", "id", &map.id.to_string()], "")?;
+        for (_, text) in dumps(|id| held.contains(&id))? {
             flows.read(&text).with_context(|| format!("reading what `bpftool map dump` printed: {text}"))?;
         }
         Ok(flows)

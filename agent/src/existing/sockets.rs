@@ -90,11 +90,14 @@ pub(super) fn sockets(port: u16) -> io::Result<Vec<Socket>> {
     })
 }
 
-/// The same, and those that are the kernel's alone: it sends what their owners have left, and repeats it. With `late` also those
-/// that only tell the other side, which repeats its end until then, that it has been heard.
-pub(super) fn alive(port: u16, late: bool) -> io::Result<Vec<Socket>> {
-    let late = if late { &[TCP_TIME_WAIT][..] } else { &[] };
-    list(port, &[&OPEN[..], &CLOSING, late].concat(), |_, _| true)
+/// The same, and those that are the kernel's alone: it sends what their owners have left, and repeats it.
+pub(super) fn alive(port: u16) -> io::Result<Vec<Socket>> {
+    list(port, &[&OPEN[..], &CLOSING].concat(), |_, _| true)
+}
+
+/// The same, and those that only tell the other side, which repeats its end until then, that it has been heard.
+pub(super) fn alive_or_late(port: u16) -> io::Result<Vec<Socket>> {
+    list(port, &[&OPEN[..], &CLOSING, &[TCP_TIME_WAIT]].concat(), |_, _| true)
 }
 
 fn list(port: u16, states: &[u8], wanted: impl Fn(&Socket, u8) -> bool) -> io::Result<Vec<Socket>> {

@@ -31,7 +31,7 @@ pub(super) struct Sweep {
 
 /// Those of which no socket is left.
 fn without_socket(flows: &FlowMap) -> Vec<FlowKey> {
-    let mut callers = Callers::new(false);
+    let mut callers = Callers::alive();
     // First the flows, so that none is younger than what is known of the sockets.
     let keys: Vec<_> = flows.keys().flatten().collect();
     keys.into_iter().filter(|key| !callers.may_have(key.port, caller_of(key))).collect()

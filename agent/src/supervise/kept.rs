@@ -48,7 +48,7 @@ impl Kept {
     /// have gone without a word that was heard here, but then the app's socket has gone as well. What has passed here tells
     /// nothing: an end may have got lost behind it and is sent again, and not every reset is one to those who get it.
     pub(super) fn is_needed(&self) -> bool {
-        let mut callers = Callers::new(true);
+        let mut callers = Callers::alive_or_late();
         self.like(Flow::is_shifted).any(|(key, _)| callers.may_have(key.port, caller_of(&key)))
     }
 

@@ -10,7 +10,7 @@ use sluice_ebpf_common::insertion::{self as abi, Command, ENDED, Flow, Op, Outco
 
 use super::{
     egress::{self, goes_back, may_go_back},
-    ingress::release,
+    held::release,
     maps::{self, FLOWS, Scratch, flow, locked, now},
     packet::Packet,
     scan::{self, Verdict},

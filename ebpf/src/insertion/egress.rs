@@ -5,7 +5,8 @@ use sluice_ebpf_common::insertion::{self as abi, Answer, ENDED, EventKind, Flow,
 
 use super::{
     PASS,
-    ingress::{after, is_forgotten, release},
+    held::{is_forgotten, release},
+    ingress::after,
     maps::{self, FLOWS, Scratch, count, flow, locked, now},
     packet::{self, ACK, FIN, Packet, RST, SYN, Shift},
     scan::{self, Verdict},

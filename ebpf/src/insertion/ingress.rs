@@ -5,19 +5,16 @@ use sluice_ebpf_common::insertion::{self as abi, Answer, ENDED, EventKind, Flow,
 
 use super::{
     DROP, PASS,
-    beginning::{CLOSE_WAIT, ESTABLISHED, begins, older, socket_state},
+    beginning::{begins, older},
     checksum,
     copy::{copied, copied_whole},
     egress::goes_back,
+    held::{held, is_forgotten, note_time, reachable, release},
     maps::{self, FLOWS, Scratch, count, flow, locked},
     packet::{self, ACK, FIN, Packet, RST, SYN, Shift, URG},
     scan::{self, Verdict},
 };
 
-/// A held request that nobody has asked to keep for so long goes to the app, in ns.
-const PATIENCE: u64 = 1_000_000_000;
-/// Most bytes of one flow that are kept from the app: a window's worth. The caller sends the rest again.
-const MAX_HELD: u32 = 256 << 10;
 /// Requests without their answer, of which the kind is remembered.
 const MAX_OWED: u32 = 32;
 
@@ -29,7 +26,7 @@ pub(crate) const fn after(a: u32, b: u32) -> bool {
 
 /// What becomes of a packet, decided under the flow's lock.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Act {
+pub(crate) enum Act {
     /// To the app, with shifted numbers where the flow has them.
     Pass,
     /// To the app, and the flow is over, as in the other direction.
@@ -232,49 +229,6 @@ fn native(flow: &mut Flow, packet: &Packet) -> Act {
 }
 
 #[inline(always)]
-fn held(flow: &mut Flow, packet: &Packet) -> Act {
-    if packet.has(FIN) && packet.len == 0 {
-        // The app would take it for the end of what it has not got; the caller sends it again.
-        return Act::Drop;
-    }
-    if packet.len == 0 || !after(packet.end(), flow.held_from) {
-        let ready = flow.caller_ack == flow.sent_end && flow.app_ack == flow.held_from;
-        return if ready { Act::Ready } else { Act::Pass };
-    }
-    if after(flow.held_from, packet.seq) && after(flow.held_from, flow.app_ack) {
-        if after(packet.seq, flow.app_ack) {
-            // What is before it comes alone, or again together with this.
-            return Act::Drop;
-        }
-        // What the app has not got comes in one piece with what is held. The agent gives it to the app, as it does with a body.
-        flow.held_from = flow.app_ack;
-        flow.held_to = flow.app_ack;
-    }
-    if after(packet.seq, flow.held_to) || !after(packet.end(), flow.held_to) {
-        return Act::Drop;
-    }
-    if flow.held_to.wrapping_sub(flow.held_from) >= MAX_HELD {
-        return Act::Drop;
-    }
-    Act::Copy(flow.held_to)
-}
-
-/// Whether nobody works on a held flow any more. Asked for by each of its packets: whichever side speaks, it goes on.
-#[inline(always)]
-pub(crate) fn is_forgotten(flow: &Flow) -> bool {
-    flow.state == State::Held as u32 && maps::now().wrapping_sub(flow.held_since) > PATIENCE
-}
-
-/// What was held goes to the app when the caller sends it again; where heads begin is found out anew. Not where an answer is
-/// owed: while it runs, its caller seems to have got all that it asked for time and again.
-#[inline(always)]
-pub(crate) fn release(flow: &mut Flow) {
-    flow.state = if flow.asked == flow.answered { State::Native as u32 } else { State::Wire as u32 };
-    flow.flags |= abi::FLAG_OLD | abi::FLAG_ASKING;
-    flow.flags &= !abi::FLAG_BLOCKED;
-}
-
-#[inline(always)]
 fn split(flow: &mut Flow, packet: &Packet) -> Act {
     if packet.has(ACK) && after(packet.ack, flow.caller_ack) {
         flow.caller_ack = packet.ack;
@@ -410,45 +364,6 @@ fn returns(flow: &mut Flow, packet: &Packet, verdict: Verdict, found: u32, heads
     goes_back(flow);
     passed(flow, packet.seq, found, heads, last, next);
     Act::Return
-}
-
-/// Whether the app's socket is there to be talked to; undoes the holding, which is to begin at `begin`, where it is not.
-#[inline(always)]
-fn reachable(skb: *mut __sk_buff, packet: &Packet, key: &FlowKey, flow: &mut Flow, from: u32, begin: u32) -> Act {
-    if let Some(ESTABLISHED | CLOSE_WAIT) = socket_state(skb, packet) {
-        maps::was_there(key.port, true);
-        return Act::Copy(begin);
-    }
-    let act = locked(flow, |flow| {
-        if flow.state != State::Held as u32 {
-            return Act::Drop;
-        }
-        if flow.flags & abi::FLAG_SHAKEN != 0 {
-            // The handshake is over but for the kernel, which waits for data before it makes a socket.
-            release(flow);
-            return Act::Pass;
-        }
-        // The last packet of the handshake was lost, or this is it. The caller sends both again.
-        flow.state = State::Native as u32;
-        flow.next_head = from;
-        Act::Drop
-    });
-    if act == Act::Pass {
-        maps::was_there(key.port, false);
-        count(FlowCounter::NoSocket, 1);
-    }
-    act
-}
-
-/// Remembers where the caller's clock is while the flow is held: the agent's socket goes on from there.
-#[inline(always)]
-fn note_time(packet: &Packet, flow: &mut Flow) {
-    let timestamps = packet.timestamps();
-    locked(flow, |flow| {
-        if timestamps.present && after(timestamps.value, flow.held_time) {
-            flow.held_time = timestamps.value;
-        }
-    });
 }
 
 /// The first packet of the caller since the flow went back: its timestamps must not lie behind those that the agent's socket

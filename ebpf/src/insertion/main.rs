@@ -16,7 +16,8 @@
 //! ```
 //!
 //! * **Native**: packets pass. Where a request head begins, [`scan`] proves that it fits no rule, or the packet is held.
-//! * **Held**: what the caller sends is kept from the app and copied to the agent; everything else passes.
+//! * **Held**: what the caller sends is kept from the app and copied to the agent ([`held`]); everything else
+//!   passes.
 //! * **Split**: packets are rewritten so that the caller talks to one socket of the agent and the app to another.
 //! * **Wire**: no HTTP; never looked at again.
 //!
@@ -33,6 +34,7 @@ mod checksum;
 mod command;
 mod copy;
 mod egress;
+mod held;
 mod ingress;
 mod maps;
 #[cfg(target_arch = "bpf")]

@@ -214,38 +214,11 @@ async fn some(
     record: &Record,
     stage: &Stage,
 ) -> Result<(), Fault> {
-    let streams = random.once_in(STREAM_ONCE_IN);
-    let at_once = if streams || random.once_in(8) { 2 + random.below(3) } else { 1 };
-    let most = if at_once > 1 { SMALL } else { random.pick(&[1, 100, 2_000, 2_000, 20_000, 20_000, 200_000]) };
-    let asks: Vec<_> = (0..at_once)
-        .map(|number| {
-            *count += 1;
-            let target = format!("/{caller}/{count}");
-            match number {
-                0 if streams => Ask::stream(random, &target),
-                // Often one that fits: the agent is to join the stream.
-                1 if streams => Ask { fits: random.once_in(2), ..Ask::new(random, target, most) },
-                _ => Ask::new(random, target, most),
-            }
-        })
-        .collect();
+    let asks = asks(random, count, caller);
     let (sent, port, opened) = (Instant::now(), connection.port, connection.opened);
     let first = std::mem::take(&mut connection.fresh);
-    let sending = timeout(LIMIT, async {
-        let (ahead, rest) = asks.split_at(usize::from(streams));
-        if streams {
-            connection.caller.send(&bytes(ahead)).await?;
-            tokio::time::sleep(pause(random, SLOW_MS)).await;
-        }
-        connection.caller.send(&bytes(rest)).await?;
-        if streams {
-            tokio::time::sleep(pause(random, SLOW_MS)).await;
-        }
-        anyhow::Ok(())
-    })
-    .await;
-    let age = sent - opened;
-    match sending {
+    let (age, at_once) = (sent - opened, asks.len());
+    match timeout(LIMIT, send(&mut connection.caller, random, &asks)).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => return Err(Fault::Ended(error.context(format!("sending {}", asks[0].target)))),
         Err(_) => return Err(Fault::Wrong(anyhow!("{}: not sent within {LIMIT:?}", asks[0].target))),
@@ -258,7 +231,7 @@ async fn some(
                 ask.fits,
                 ask.chunked,
                 ask.body.len(),
-                if streams { ", the first a stream" } else { "" },
+                if asks[0].stream.is_some() { ", the first a stream" } else { "" },
                 age
             )
         };
@@ -283,6 +256,34 @@ async fn some(
             (false, _) => {}
         }
     }
+    Ok(())
+}
+
+/// One request, or several for one connection: of any kind, or small ones behind a stream.
+fn asks(random: &mut Random, count: &mut u64, caller: u64) -> Vec<Ask> {
+    let mut target = || {
+        *count += 1;
+        format!("/{caller}/{count}")
+    };
+    if random.once_in(STREAM_ONCE_IN) {
+        let stream = Ask::stream(random, &target());
+        // Often one that fits: the agent is to join the stream.
+        let behind = Ask { fits: random.once_in(2), ..Ask::new(random, target(), SMALL) };
+        let more = (0..random.below(3)).map(|_| Ask::new(random, target(), SMALL));
+        return [stream, behind].into_iter().chain(more).collect();
+    }
+    let at_once = if random.once_in(8) { 2 + random.below(3) } else { 1 };
+    let most = if at_once > 1 { SMALL } else { random.pick(&[1, 100, 2_000, 2_000, 20_000, 20_000, 200_000]) };
+    (0..at_once).map(|_| Ask::new(random, target(), most)).collect()
+}
+
+/// Sends them: a stream before the others, and slowly.
+async fn send(caller: &mut Http1Caller, random: &mut Random, asks: &[Ask]) -> Result<()> {
+    let [ahead @ Ask { stream: Some(_), .. }, behind @ ..] = asks else { return caller.send(&bytes(asks)).await };
+    caller.send(&ahead.bytes()).await?;
+    tokio::time::sleep(pause(random, SLOW_MS)).await;
+    caller.send(&bytes(behind)).await?;
+    tokio::time::sleep(pause(random, SLOW_MS)).await;
     Ok(())
 }
 
