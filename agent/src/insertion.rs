@@ -31,6 +31,7 @@ use std::{
 use aya::maps::MapError;
 use ipnet::IpNet;
 use sluice_ebpf_common::insertion::{Flow, State};
+use sluice_protocol::chain::Chain;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::hints::Hints;
@@ -82,21 +83,6 @@ pub(crate) struct Insertion {
     loading: Mutex<()>,
     /// Why it does not work here.
     unusable: Mutex<Option<String>>,
-}
-
-/// An error with its causes.
-struct Chain<'a>(&'a (dyn std::error::Error + 'a));
-
-impl fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            write!(f, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
-    }
 }
 
 // === impl Insertion ===

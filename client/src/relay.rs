@@ -12,6 +12,7 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::Duration;
 
+use sluice_protocol::chain::Chain;
 use sluice_protocol::duplex::QuicDuplex;
 use sluice_protocol::join::Ending;
 use sluice_protocol::join::join;
@@ -151,21 +152,6 @@ impl Refused {
             Self::TimedOut { .. } => RefusedReason::TimedOut,
             Self::Connect { .. } => RefusedReason::Other,
         }
-    }
-}
-
-/// An error with its causes on one line.
-pub(crate) struct Chain<'a>(pub(crate) &'a dyn Error);
-
-impl fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            write!(f, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
     }
 }
 

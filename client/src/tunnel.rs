@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::ConnectionError;
+use sluice_protocol::chain::Chain;
 use sluice_protocol::close::CloseCode;
 use sluice_protocol::duplex::QuicDuplex;
 use sluice_protocol::key::Identity;
@@ -29,7 +30,6 @@ use crate::dial::Dialer;
 use crate::dial::Dialled;
 use crate::forward::Ways;
 use crate::ports::Ports;
-use crate::relay::Chain;
 use crate::relay::Relay;
 use crate::target::AgentAddress;
 use crate::target::LocalHost;

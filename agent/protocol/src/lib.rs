@@ -15,6 +15,7 @@
 //! | [`stream`] | the messages that open a stream |
 //! | [`close`] | application close and reset codes |
 //! | [`duplex`], [`join`] | two byte streams made one, with half close, reset and back-pressure |
+//! | [`chain`] | errors as people read them |
 //!
 //! # On the wire
 //!
@@ -44,6 +45,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod chain;
 pub mod close;
 mod congestion;
 pub mod control;

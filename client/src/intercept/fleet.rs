@@ -20,6 +20,7 @@ use sluice::TakenOver;
 use sluice::Tunnel;
 use sluice::Ways;
 use sluice_api::PodStatus;
+use sluice_protocol::chain::Chain;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -210,19 +211,4 @@ impl Watcher {
 
 fn is_settled(state: &State) -> bool {
     matches!(state, State::Connected { .. } | State::TakenOver(_) | State::Stopped)
-}
-
-/// An error with its causes on one line.
-struct Chain<'a>(&'a dyn std::error::Error);
-
-impl std::fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            write!(f, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
-    }
 }

@@ -2,21 +2,29 @@
 //! packet programs see before the app's TCP throws them away; and such as come twice, alone or in one piece with others, as where
 //! packets get lost behind the programs.
 
-use std::{net::IpAddr, process::Command};
+use std::process::Command;
 
 use anyhow::{Result, ensure};
-use sluice_tests::{Host, Process, eventually, stage::MATCHING};
+use sluice_tests::{Process, eventually, stage::MATCHING};
 
 use crate::{HTTP, SOON, Scene, play};
 
 const FORGER: &str = include_str!("forger.py");
 
-/// A caller that sends, on a connection on which it has been answered once, a request that fits in a frame of its own making.
-fn forge(scene: &Scene, to: IpAddr, what: &str) -> Result<Process> {
-    let pod = to.to_string();
-    let mut command = Command::new("python3");
-    command.args(["-c", FORGER, &pod, &HTTP.to_string(), what, &format!("{}: {}", MATCHING.0, MATCHING.1)]);
-    scene.stage.caller.spawn(command)
+/// What `forger.py` does on a connection on which it has been answered once, and what is seen of it: over either family.
+async fn forged(what: &str, see: impl AsyncFn(&Scene, &Process) -> Result<()>) -> Result<()> {
+    for (family, v6) in [("", false), ("6", true)] {
+        let scene = Scene::set(&format!("f05_{what}{family}"), &[]).await?;
+        let forge = async |scene: &Scene| {
+            let pod = &scene.stage.pod;
+            let pod = if v6 { pod.at_v6(HTTP)? } else { pod.at(HTTP) }.ip().to_string();
+            let mut command = Command::new("python3");
+            command.args(["-c", FORGER, &pod, &HTTP.to_string(), what, &format!("{}: {}", MATCHING.0, MATCHING.1)]);
+            see(scene, &scene.stage.caller.spawn(command)?).await
+        };
+        play(scene, forge).await?;
+    }
+    Ok(())
 }
 
 /// Targets of the requests that the laptop has got.
@@ -24,9 +32,15 @@ fn at_the_laptop(scene: &Scene) -> Vec<String> {
     scene.local.requests().into_iter().map(|request| request.target).collect()
 }
 
-async fn wrong(name: &str, to: impl FnOnce(&Host) -> Result<IpAddr>) -> Result<()> {
-    play(Scene::set(name, &[]).await?, async |scene| {
-        let forger = forge(scene, to(&scene.stage.pod)?, "wrong")?;
+/// The same of the app.
+fn at_the_app(scene: &Scene) -> Vec<String> {
+    scene.app.requests().into_iter().map(|request| request.target).collect()
+}
+
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn f05_a_packet_with_a_wrong_checksum_is_nothing() -> Result<()> {
+    forged("wrong", async |scene, forger| {
         eventually(SOON, "the request before and the one behind it are answered by the app", || async {
             let said = forger.output();
             ensure!(forger.is_running() && said.contains("after: "), "{said}");
@@ -43,9 +57,10 @@ async fn wrong(name: &str, to: impl FnOnce(&Host) -> Result<IpAddr>) -> Result<(
 }
 
 /// The same frame with the right checksum is a request like any other: the one above is ignored for its checksum only.
-async fn right(name: &str, to: impl FnOnce(&Host) -> Result<IpAddr>) -> Result<()> {
-    play(Scene::set(name, &[]).await?, async |scene| {
-        let forger = forge(scene, to(&scene.stage.pod)?, "right")?;
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn f05_the_same_packet_with_the_right_checksum_is_a_request() -> Result<()> {
+    forged("right", async |scene, forger| {
         eventually(SOON, "the laptop has it", || async {
             ensure!(at_the_laptop(scene) == ["/forged"], "{:?}, {}", at_the_laptop(scene), forger.output());
             Ok(())
@@ -56,28 +71,14 @@ async fn right(name: &str, to: impl FnOnce(&Host) -> Result<IpAddr>) -> Result<(
     .await
 }
 
-#[tokio::test]
-#[ignore = "needs root: cargo xtask test"]
-async fn f05_a_packet_with_a_wrong_checksum_is_nothing() -> Result<()> {
-    Box::pin(wrong("f05_wrong", |pod| Ok(pod.at(HTTP).ip()))).await?;
-    Box::pin(wrong("f05_wrong6", |pod| Ok(pod.at_v6(HTTP)?.ip()))).await
-}
-
-#[tokio::test]
-#[ignore = "needs root: cargo xtask test"]
-async fn f05_the_same_packet_with_the_right_checksum_is_a_request() -> Result<()> {
-    Box::pin(right("f05_right", |pod| Ok(pod.at(HTTP).ip()))).await?;
-    Box::pin(right("f05_right6", |pod| Ok(pod.at_v6(HTTP)?.ip()))).await
-}
-
 /// A caller repeats what got lost behind the programs together with the request behind it, which is held. The app gets the one
 /// from the agent.
-async fn again(name: &str, to: impl FnOnce(&Host) -> Result<IpAddr>) -> Result<()> {
-    play(Scene::set(name, &[]).await?, async |scene| {
-        let forger = forge(scene, to(&scene.stage.pod)?, "again")?;
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn f05_what_comes_again_with_a_held_request_is_not_kept_from_the_app() -> Result<()> {
+    forged("again", async |scene, forger| {
         eventually(SOON / 4, "each side has its own", || async {
-            let got: Vec<_> = scene.app.requests().into_iter().map(|request| request.target).collect();
-            ensure!(got == ["/before", "/first"], "{got:?}, {}", forger.output());
+            ensure!(at_the_app(scene) == ["/before", "/first"], "{:?}, {}", at_the_app(scene), forger.output());
             ensure!(at_the_laptop(scene) == ["/second"], "{:?} at the laptop", at_the_laptop(scene));
             Ok(())
         })
@@ -87,42 +88,29 @@ async fn again(name: &str, to: impl FnOnce(&Host) -> Result<IpAddr>) -> Result<(
     .await
 }
 
-#[tokio::test]
-#[ignore = "needs root: cargo xtask test"]
-async fn f05_what_comes_again_with_a_held_request_is_not_kept_from_the_app() -> Result<()> {
-    Box::pin(again("f05_again", |pod| Ok(pod.at(HTTP).ip()))).await?;
-    Box::pin(again("f05_again6", |pod| Ok(pod.at_v6(HTTP)?.ip()))).await
-}
-
 /// A caller repeats what the app has got already, as it was not told so, together with a request behind it: that one alone is
 /// the agent's.
-async fn twice(name: &str, to: impl FnOnce(&Host) -> Result<IpAddr>) -> Result<()> {
-    play(Scene::set(name, &[]).await?, async |scene| {
-        let forger = forge(scene, to(&scene.stage.pod)?, "twice")?;
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn f05_what_the_app_has_and_comes_again_with_a_request_is_passed_over() -> Result<()> {
+    forged("twice", async |scene, forger| {
         eventually(SOON, "the laptop has the second", || async {
             ensure!(at_the_laptop(scene) == ["/second"], "{:?}, {}", at_the_laptop(scene), forger.output());
             Ok(())
         })
         .await?;
-        let got: Vec<_> = scene.app.requests().into_iter().map(|request| request.target).collect();
-        ensure!(got == ["/before", "/first"], "{got:?}");
+        ensure!(at_the_app(scene) == ["/before", "/first"], "{:?}", at_the_app(scene));
         scene.ensure_inserted(1).await
     })
     .await
 }
 
-#[tokio::test]
-#[ignore = "needs root: cargo xtask test"]
-async fn f05_what_the_app_has_and_comes_again_with_a_request_is_passed_over() -> Result<()> {
-    Box::pin(twice("f05_twice", |pod| Ok(pod.at(HTTP).ip()))).await?;
-    Box::pin(twice("f05_twice6", |pod| Ok(pod.at_v6(HTTP)?.ip()))).await
-}
-
 /// The first packet of a connection comes again when the connection has long been there: as when it was repeated because its
 /// answer got lost. What is known of the connection stays.
-async fn begin(name: &str, to: impl FnOnce(&Host) -> Result<IpAddr>) -> Result<()> {
-    play(Scene::set(name, &[]).await?, async |scene| {
-        let forger = forge(scene, to(&scene.stage.pod)?, "begin")?;
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn f05_a_first_packet_that_comes_twice_changes_nothing() -> Result<()> {
+    forged("begin", async |scene, forger| {
         eventually(SOON, "the laptop answers", || async {
             let said = forger.output();
             ensure!(said.contains("after: ") && said.contains("x-answered-by: laptop"), "{said}");
@@ -133,11 +121,4 @@ async fn begin(name: &str, to: impl FnOnce(&Host) -> Result<IpAddr>) -> Result<(
         scene.ensure_inserted(1).await
     })
     .await
-}
-
-#[tokio::test]
-#[ignore = "needs root: cargo xtask test"]
-async fn f05_a_first_packet_that_comes_twice_changes_nothing() -> Result<()> {
-    Box::pin(begin("f05_begin", |pod| Ok(pod.at(HTTP).ip()))).await?;
-    Box::pin(begin("f05_begin6", |pod| Ok(pod.at_v6(HTTP)?.ip()))).await
 }
