@@ -19,6 +19,9 @@ use crate::{
     netlink::Line,
 };
 
+/// How long an acknowledgement of the app may be late. Linux delays one by 200 ms at most (`TCP_DELACK_MAX`).
+const LATE: Duration = Duration::from_millis(250);
+
 /// A connection that is held.
 pub(super) struct Hold {
     pub(super) id: u32,
@@ -104,10 +107,20 @@ impl Hold {
         known
     }
 
-    /// What is held from a number on. The kernel may hold less than it has sent: the app has got some of it another way, or what
-    /// was held before was let go.
-    fn behind(&self, number: u32) -> Option<&[u8]> {
-        self.bytes.get(number.wrapping_sub(self.from) as usize..)
+    /// What the agent has of the caller's bytes, and the number from which on: nothing while there are more to come. The kernel
+    /// may hold less than it has sent: the app has got some of it another way, or what was held before was let go.
+    ///
+    /// What the app has not got before the request was lost behind the kernel's programs. As the app does not see either what is
+    /// held, it cannot tell its caller that something is missing, which repeats it after a time of its own choice: seconds, where
+    /// the connection began with a loss (RFC 6298 §2). So the agent does not wait for that, but begins where the app's bytes end:
+    /// what is held comes again as well.
+    fn bytes_of<'h>(&'h self, flow: &Flow) -> Option<(u32, &'h [u8])> {
+        if flow.app_ack != flow.held_from {
+            return (self.since.elapsed() > LATE).then_some((flow.app_ack, &[]));
+        }
+        let all_here = flow.held_to == self.to();
+        let bytes = self.bytes.get(flow.held_from.wrapping_sub(self.from) as usize..).filter(|_| all_here)?;
+        Some((flow.held_from, bytes))
     }
 
     /// The number behind the held bytes.
@@ -125,10 +138,7 @@ pub(super) fn insert(programs: &SharedPrograms, key: &FlowKey, hold: &Hold, read
         return Ok(Attempt::Gone);
     }
     let Some((facing_caller, facing_app)) = programs.facing(key.port) else { return Ok(Attempt::Gone) };
-    if flow.app_ack != flow.held_from || flow.held_to != hold.to() {
-        return Ok(Attempt::Wait(Wait::Request, flow.sent_end));
-    }
-    let Some(held) = hold.behind(flow.held_from) else { return Ok(Attempt::Wait(Wait::Request, flow.sent_end)) };
+    let Some((from, held)) = hold.bytes_of(&flow) else { return Ok(Attempt::Wait(Wait::Request, flow.sent_end)) };
     if flow.caller_ack != flow.sent_end {
         return Ok(Attempt::Wait(Wait::Answer, flow.sent_end));
     }
@@ -138,7 +148,7 @@ pub(super) fn insert(programs: &SharedPrograms, key: &FlowKey, hold: &Hold, read
     if flow.answer == Answer::Head as u32 && !flow.is_between_chunks() && flow.asked != flow.answered {
         return Ok(Attempt::Wait(Wait::Line, flow.sent_end));
     }
-    let Some(position) = position(&flow) else { return Ok(Attempt::Over(NotInserted::OpenAnswer)) };
+    let Some(position) = position(&flow, from) else { return Ok(Attempt::Over(NotInserted::OpenAnswer)) };
     let (caller, pod) = (caller_of(key), pod_of(key));
     let Some(info) = diag::info_over(&mut ready.diag, pod, caller)? else {
         return Ok(Attempt::Over(NotInserted::NoSocket));
@@ -152,7 +162,7 @@ pub(super) fn insert(programs: &SharedPrograms, key: &FlowKey, hold: &Hold, read
         local: SocketAddr::new(pod.ip(), facing_caller),
         peer: caller,
         send: flow.sent_end,
-        receive: flow.held_from,
+        receive: from,
         mss: info.send_mss + options,
         scales: info.scales,
         selective: info.selective,
@@ -162,7 +172,7 @@ pub(super) fn insert(programs: &SharedPrograms, key: &FlowKey, hold: &Hold, read
     let facing_app = End {
         local: SocketAddr::new(pod.ip(), facing_app),
         peer: caller,
-        send: flow.held_from.wrapping_sub(flow.din),
+        send: from.wrapping_sub(flow.din),
         receive: flow.sent_end.wrapping_sub(flow.dout),
         mss: info.told_mss + options,
         scales: (tells, told),
@@ -173,7 +183,7 @@ pub(super) fn insert(programs: &SharedPrograms, key: &FlowKey, hold: &Hold, read
     let caller = ready.stock.take(pod)?.become_end(&facing_caller)?;
     caller.received(held)?;
     let app = ready.stock.take(pod)?.become_end(&facing_app)?;
-    match programs.command(key, hold.id, Op::Insert, &[flow.sent_end, flow.app_ack, hold.to()]) {
+    match programs.command(key, hold.id, Op::Insert, &[flow.sent_end, flow.app_ack, flow.held_to]) {
         Outcome::Done => {}
         Outcome::Moved | Outcome::More => return Ok(Attempt::Moved),
         _ => return Ok(Attempt::Gone),
@@ -216,8 +226,8 @@ pub(super) fn clock_ms() -> io::Result<u32> {
     Ok(Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?).as_millis() as u32)
 }
 
-/// Where the connection is, `None` where only its app knows.
-fn position(flow: &Flow) -> Option<Position> {
+/// Where the connection is at the caller's byte `from`, `None` where only its app knows.
+fn position(flow: &Flow, from: u32) -> Option<Position> {
     let (mut owed, mut heads) = (flow.asked.wrapping_sub(flow.answered), flow.heads);
     let mut running = None;
     if flow.answer == Answer::Ending as u32 && owed == 1 {
@@ -233,10 +243,10 @@ fn position(flow: &Flow) -> Option<Position> {
     } else if flow.answer == Answer::Chunks as u32 {
         running = Some(Body::within_chunk(u64::from(flow.answer_end.wrapping_sub(flow.sent_end))));
     }
-    let behind = flow.next_head.wrapping_sub(flow.held_from);
+    let behind = flow.next_head.wrapping_sub(from);
     Some(Position {
         begun: flow.asked > 0 || flow.flags & FLAG_OLD != 0,
-        // Behind the next head nothing is held, so what is ahead of it is a body.
+        // Behind the next head nothing is held, so what is ahead of it is a body, or requests of which the agent knows no more.
         body: if behind < u32::MAX / 2 { u64::from(behind) } else { 0 },
         owed: (0..owed)
             .map(|n| if heads >> (n & 31) & 1 == 0 { RequestKind::Other } else { RequestKind::Head })

@@ -3,6 +3,7 @@
 use std::{
     fs,
     net::{Ipv4Addr, SocketAddr},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -21,6 +22,7 @@ use crate::{
     callers::{Load, call},
     play,
     programs::{PORT, echo},
+    supervised,
 };
 
 const LOAD: Load = Load { requests: 600, callers: 12, fits_once_in: 4, at_once: 1 };
@@ -68,6 +70,33 @@ async fn f05_what_the_app_lacks_and_comes_again_with_a_request_is_given_to_it() 
             ensure!(answer.answered_by() == Some(by), "by {:?}, not by {by}", answer.answered_by());
         }
         scene.ensure_inserted(1).await
+    })
+    .await
+}
+
+/// The same, and the caller repeats it by itself, later than a request is held that waits for what is before it.
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn f05_what_the_app_lacks_for_seconds_lets_no_request_go() -> Result<()> {
+    play(supervised::scene("f05_lacks_long").await?, async |scene| {
+        let mut caller = scene.connect().await?;
+        ask(&mut caller, THEIRS).await?;
+        scene.stage.to_pod.cut_way(Direction::AToB)?;
+        caller.send(&request("GET", "/first", &[THEIRS.0], b"")).await?;
+        caller.send(&request("POST", "/second", &[OURS.0], &[b'x'; 20_000])).await?;
+        // Whatever becomes of them meanwhile, it becomes with what is lost.
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        scene.stage.to_pod.heal()?;
+        for by in ["pod", "laptop"] {
+            let answer = caller.response("GET").await?;
+            ensure!(answer.answered_by() == Some(by), "by {:?}, not by {by}", answer.answered_by());
+        }
+        scene.ensure_inserted(1).await?;
+        // And it goes back, with what it has been sent twice.
+        while scene.look().await?.returned == 0 {
+            ask(&mut caller, THEIRS).await?;
+        }
+        Ok(())
     })
     .await
 }
