@@ -31,6 +31,10 @@ const MAX_HOLDS: usize = 4096;
 /// How long one is held at most. Its caller repeats what it sent, after pauses that double (the sixth attempt comes after 6 s),
 /// and the app has not seen it.
 const PATIENCE: Duration = Duration::from_secs(4);
+/// The same where what is before the request was lost. The app does not see what is held, so it cannot tell that something is
+/// missing, and only its caller's timer brings it again: after seconds where the connection began with a loss (RFC 6298 §5.7). As
+/// long nobody answers anything, whether the request is let go or not.
+const PATIENCE_BEFORE: Duration = Duration::from_secs(60);
 /// How often the held ones are looked at that the kernel has not told of.
 const LOOK: Duration = Duration::from_millis(5);
 /// How often the kernel, which lets go after a second, is told that somebody works on it.
@@ -186,11 +190,19 @@ impl Inserter {
                 if closing { Ok(Attempt::Closing) } else { insert(&self.programs, key, hold, &mut self.ready) };
             match attempt {
                 Ok(Attempt::Inserted(made)) => return self.serve(key, made),
-                Ok(Attempt::Wait(..) | Attempt::Closing) if hold.since.elapsed() > PATIENCE => {
+                Ok(Attempt::Wait(wait @ Wait::Before, sent_end)) if hold.since.elapsed() <= PATIENCE_BEFORE => {
+                    hold.complete = Instant::now();
+                    return keep(&self.programs, key, hold, Some((wait, sent_end)));
+                }
+                Ok(Attempt::Wait(wait, sent_end)) if hold.complete.elapsed() <= PATIENCE => {
+                    return keep(&self.programs, key, hold, Some((wait, sent_end)));
+                }
+                Ok(Attempt::Closing) if hold.complete.elapsed() <= PATIENCE => {
+                    return keep(&self.programs, key, hold, None);
+                }
+                Ok(Attempt::Wait(..) | Attempt::Closing) => {
                     return self.release(key, id, NotInserted::NeverReady);
                 }
-                Ok(Attempt::Wait(wait, sent_end)) => return keep(&self.programs, key, hold, Some((wait, sent_end))),
-                Ok(Attempt::Closing) => return keep(&self.programs, key, hold, None),
                 Ok(Attempt::Over(why)) => return self.release(key, id, why),
                 Ok(Attempt::Gone) => {
                     self.holds.remove(key);

@@ -19,9 +19,6 @@ use crate::{
     netlink::Line,
 };
 
-/// How long an acknowledgement of the app may be late. Linux delays one by 200 ms at most (`TCP_DELACK_MAX`).
-const LATE: Duration = Duration::from_millis(250);
-
 /// A connection that is held.
 pub(super) struct Hold {
     pub(super) id: u32,
@@ -31,6 +28,8 @@ pub(super) struct Hold {
     /// The packet that was held first.
     first: Event,
     pub(super) since: Instant,
+    /// Since when the app has got all before the request.
+    pub(super) complete: Instant,
     pub(super) kept: Instant,
     /// The app's new data is kept back as well.
     pub(super) blocked: bool,
@@ -56,7 +55,9 @@ pub(super) enum Attempt {
 /// What an attempt waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wait {
-    /// Bytes of the caller: the app lacks some before the request, or what the kernel has held is not here yet.
+    /// Bytes of the caller before the request, which the app has not got: they were lost behind the kernel's programs.
+    Before,
+    /// What the kernel has held and is not here yet.
     Request,
     /// Bytes of the app that its caller has not acknowledged.
     Answer,
@@ -94,7 +95,17 @@ impl Hold {
     pub(super) fn new(event: &Event, bytes: &[u8]) -> Self {
         let now = Instant::now();
         let (id, from) = (event.id, event.seq);
-        Self { id, from, bytes: bytes.to_vec(), first: *event, since: now, kept: now, blocked: false, let_on: None }
+        Self {
+            id,
+            from,
+            bytes: bytes.to_vec(),
+            first: *event,
+            since: now,
+            complete: now,
+            kept: now,
+            blocked: false,
+            let_on: None,
+        }
     }
 
     /// Adds what an event brings, if it follows or is there already: two packets with the same bytes may be copied at once.
@@ -107,20 +118,10 @@ impl Hold {
         known
     }
 
-    /// What the agent has of the caller's bytes, and the number from which on: nothing while there are more to come. The kernel
-    /// may hold less than it has sent: the app has got some of it another way, or what was held before was let go.
-    ///
-    /// What the app has not got before the request was lost behind the kernel's programs. As the app does not see either what is
-    /// held, it cannot tell its caller that something is missing, which repeats it after a time of its own choice: seconds, where
-    /// the connection began with a loss (RFC 6298 §2). So the agent does not wait for that, but begins where the app's bytes end:
-    /// what is held comes again as well.
-    fn bytes_of<'h>(&'h self, flow: &Flow) -> Option<(u32, &'h [u8])> {
-        if flow.app_ack != flow.held_from {
-            return (self.since.elapsed() > LATE).then_some((flow.app_ack, &[]));
-        }
-        let all_here = flow.held_to == self.to();
-        let bytes = self.bytes.get(flow.held_from.wrapping_sub(self.from) as usize..).filter(|_| all_here)?;
-        Some((flow.held_from, bytes))
+    /// What is held from a number on. The kernel may hold less than it has sent: the app has got some of it another way, or what
+    /// was held before was let go.
+    fn behind(&self, number: u32) -> Option<&[u8]> {
+        self.bytes.get(number.wrapping_sub(self.from) as usize..)
     }
 
     /// The number behind the held bytes.
@@ -138,7 +139,13 @@ pub(super) fn insert(programs: &SharedPrograms, key: &FlowKey, hold: &Hold, read
         return Ok(Attempt::Gone);
     }
     let Some((facing_caller, facing_app)) = programs.facing(key.port) else { return Ok(Attempt::Gone) };
-    let Some((from, held)) = hold.bytes_of(&flow) else { return Ok(Attempt::Wait(Wait::Request, flow.sent_end)) };
+    if flow.app_ack != flow.held_from {
+        return Ok(Attempt::Wait(Wait::Before, flow.sent_end));
+    }
+    if flow.held_to != hold.to() {
+        return Ok(Attempt::Wait(Wait::Request, flow.sent_end));
+    }
+    let Some(held) = hold.behind(flow.held_from) else { return Ok(Attempt::Wait(Wait::Request, flow.sent_end)) };
     if flow.caller_ack != flow.sent_end {
         return Ok(Attempt::Wait(Wait::Answer, flow.sent_end));
     }
@@ -148,7 +155,7 @@ pub(super) fn insert(programs: &SharedPrograms, key: &FlowKey, hold: &Hold, read
     if flow.answer == Answer::Head as u32 && !flow.is_between_chunks() && flow.asked != flow.answered {
         return Ok(Attempt::Wait(Wait::Line, flow.sent_end));
     }
-    let Some(position) = position(&flow, from) else { return Ok(Attempt::Over(NotInserted::OpenAnswer)) };
+    let Some(position) = position(&flow) else { return Ok(Attempt::Over(NotInserted::OpenAnswer)) };
     let (caller, pod) = (caller_of(key), pod_of(key));
     let Some(info) = diag::info_over(&mut ready.diag, pod, caller)? else {
         return Ok(Attempt::Over(NotInserted::NoSocket));
@@ -162,7 +169,7 @@ pub(super) fn insert(programs: &SharedPrograms, key: &FlowKey, hold: &Hold, read
         local: SocketAddr::new(pod.ip(), facing_caller),
         peer: caller,
         send: flow.sent_end,
-        receive: from,
+        receive: flow.held_from,
         mss: info.send_mss + options,
         scales: info.scales,
         selective: info.selective,
@@ -172,7 +179,7 @@ pub(super) fn insert(programs: &SharedPrograms, key: &FlowKey, hold: &Hold, read
     let facing_app = End {
         local: SocketAddr::new(pod.ip(), facing_app),
         peer: caller,
-        send: from.wrapping_sub(flow.din),
+        send: flow.held_from.wrapping_sub(flow.din),
         receive: flow.sent_end.wrapping_sub(flow.dout),
         mss: info.told_mss + options,
         scales: (tells, told),
@@ -183,7 +190,7 @@ pub(super) fn insert(programs: &SharedPrograms, key: &FlowKey, hold: &Hold, read
     let caller = ready.stock.take(pod)?.become_end(&facing_caller)?;
     caller.received(held)?;
     let app = ready.stock.take(pod)?.become_end(&facing_app)?;
-    match programs.command(key, hold.id, Op::Insert, &[flow.sent_end, flow.app_ack, flow.held_to]) {
+    match programs.command(key, hold.id, Op::Insert, &[flow.sent_end, flow.app_ack, hold.to()]) {
         Outcome::Done => {}
         Outcome::Moved | Outcome::More => return Ok(Attempt::Moved),
         _ => return Ok(Attempt::Gone),
@@ -226,8 +233,8 @@ pub(super) fn clock_ms() -> io::Result<u32> {
     Ok(Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?).as_millis() as u32)
 }
 
-/// Where the connection is at the caller's byte `from`, `None` where only its app knows.
-fn position(flow: &Flow, from: u32) -> Option<Position> {
+/// Where the connection is, `None` where only its app knows.
+fn position(flow: &Flow) -> Option<Position> {
     let (mut owed, mut heads) = (flow.asked.wrapping_sub(flow.answered), flow.heads);
     let mut running = None;
     if flow.answer == Answer::Ending as u32 && owed == 1 {
@@ -243,10 +250,10 @@ fn position(flow: &Flow, from: u32) -> Option<Position> {
     } else if flow.answer == Answer::Chunks as u32 {
         running = Some(Body::within_chunk(u64::from(flow.answer_end.wrapping_sub(flow.sent_end))));
     }
-    let behind = flow.next_head.wrapping_sub(from);
+    let behind = flow.next_head.wrapping_sub(flow.held_from);
     Some(Position {
         begun: flow.asked > 0 || flow.flags & FLAG_OLD != 0,
-        // Behind the next head nothing is held, so what is ahead of it is a body, or requests of which the agent knows no more.
+        // Behind the next head nothing is held, so what is ahead of it is a body.
         body: if behind < u32::MAX / 2 { u64::from(behind) } else { 0 },
         owed: (0..owed)
             .map(|n| if heads >> (n & 31) & 1 == 0 { RequestKind::Other } else { RequestKind::Head })

@@ -33,6 +33,9 @@ const OPTION_MSS: u32 = 2;
 const OPTION_WINDOW: u32 = 3;
 const OPTION_SACK: u32 = 4;
 const OPTION_TIMESTAMP: u32 = 8;
+// The least and the most that `TCP_MAXSEG` takes.
+const TCP_MIN_MSS: u32 = 88;
+const MAX_TCP_WINDOW: u32 = 32_767;
 
 /// A connection as one end of it sees it. Numbers are those of TCP headers, windows in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -175,6 +178,8 @@ impl Blank {
         // The queue that `Repaired::received` fills, too.
         set(&socket, TCP_REPAIR_QUEUE, &RECEIVE_QUEUE)?;
         set(&socket, TCP_QUEUE_SEQ, &end.receive)?;
+        // The option of this name comes too late for the segments' size: that is computed here, and would be 536 less options.
+        socket.set_tcp_mss(end.mss.clamp(TCP_MIN_MSS, MAX_TCP_WINDOW))?;
         socket.bind(&end.local.into())?;
         socket.connect(&end.peer.into())?;
 

@@ -56,6 +56,34 @@ async fn f01_a_connection_is_joined_when_a_request_of_it_fits_and_goes_on_unbrok
     .await
 }
 
+/// The agent's sockets send segments of the size that the connection has.
+#[tokio::test]
+#[ignore = "needs root: cargo xtask test"]
+async fn f01_segments_are_as_long_as_before() -> Result<()> {
+    play(Scene::set("f01_segments", &[]).await?, async |scene| {
+        let sizes = |filter: &str| {
+            let shown = scene.stage.pod.tool("ss", &["-tinH", "state", "established", filter])?;
+            let sizes = shown.split_whitespace().filter_map(|word| word.strip_prefix("mss:"));
+            anyhow::Ok(sizes.map(str::to_owned).collect::<Vec<_>>())
+        };
+        let stream = scene.stage.caller.connect(scene.to()).await?;
+        let own = stream.local_addr()?.port();
+        let mut caller = Http1Caller::over(stream)?;
+        ask(&mut caller, THEIRS).await?;
+        let filter = format!("dport = :{own}");
+        let before = sizes(&filter)?;
+        ensure!(before.len() == 1, "the app's connection: {before:?}");
+        ask(&mut caller, OURS).await?;
+        let inserted = sizes(&filter)?;
+        ensure!(
+            inserted.len() == 3 && inserted.iter().all(|size| *size == before[0]),
+            "{inserted:?}, before {before:?}"
+        );
+        Ok(())
+    })
+    .await
+}
+
 /// In the middle of the connection the app sends to the caller it had from the start: no reset, no end.
 #[tokio::test]
 #[ignore = "needs root: cargo xtask test"]
