@@ -28,12 +28,12 @@ use crate::{
 
 /// Most connections that wait for their insertion at once.
 const MAX_HOLDS: usize = 4096;
-/// How long one is held at most. Its caller repeats what it sent, after pauses that double (the sixth attempt comes after 6 s),
-/// and the app has not seen it.
+/// How long one is held at most, once the app has got all before it. Its caller repeats what it sent, after pauses that double (the
+/// sixth attempt comes after 6 s), and the app has not seen it.
 const PATIENCE: Duration = Duration::from_secs(4);
-/// The same where what is before the request was lost. The app does not see what is held, so it cannot tell that something is
-/// missing, and only its caller's timer brings it again: after seconds where the connection began with a loss (RFC 6298 §5.7). As
-/// long nobody answers anything, whether the request is let go or not.
+/// How long before that, where what is before the request was lost. The app does not see what is held, so it cannot tell that
+/// something is missing, and only its caller's timer brings it again: after seconds where the connection began with a loss (RFC
+/// 6298 §5.7). As long nobody answers anything, whether the request is let go or not.
 const PATIENCE_BEFORE: Duration = Duration::from_secs(60);
 /// How often the held ones are looked at that the kernel has not told of.
 const LOOK: Duration = Duration::from_millis(5);
