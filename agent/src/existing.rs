@@ -18,7 +18,7 @@ use ipnet::IpNet;
 
 mod sockets;
 
-use self::sockets::{Socket, alive, alive_or_late, own_inodes, sockets};
+use self::sockets::{Socket, States, in_states, own_inodes, sockets};
 use crate::dialer::is_own_source;
 
 /// The agent accepts what was steered within a fraction of this. What is not accepted by then is the app's.
@@ -89,7 +89,7 @@ pub(crate) struct Connection {
 /// Who has connections to ports, as long as packets of them may come that somebody waits for. Each port is asked for once.
 #[derive(Debug)]
 pub(crate) struct Callers {
-    sockets: fn(u16) -> io::Result<Vec<Socket>>,
+    states: States,
     of_ports: BTreeMap<u16, io::Result<BTreeSet<SocketAddr>>>,
 }
 
@@ -109,18 +109,18 @@ pub(crate) fn connections(port: u16) -> io::Result<Vec<Connection>> {
 impl Callers {
     /// Of connections in which a side has something to say, or the kernel for it.
     pub(crate) fn alive() -> Self {
-        Self { sockets: alive, of_ports: BTreeMap::new() }
+        Self { states: States::ALIVE, of_ports: BTreeMap::new() }
     }
 
     /// The same, and of those of which the caller's end may come again (TIME-WAIT, RFC 9293 §3.6).
     pub(crate) fn alive_or_late() -> Self {
-        Self { sockets: alive_or_late, of_ports: BTreeMap::new() }
+        Self { states: States::ALIVE_OR_LATE, of_ports: BTreeMap::new() }
     }
 
     /// Whether this one may have a connection to the port: also where the kernel does not tell.
     pub(crate) fn may_have(&mut self, port: u16, caller: SocketAddr) -> bool {
         let of_port = self.of_ports.entry(port).or_insert_with(|| {
-            Ok((self.sockets)(port)?
+            Ok(in_states(port, self.states)?
                 .into_iter()
                 .map(|socket| SocketAddr::new(socket.peer, socket.peer_port()))
                 .collect())

@@ -29,7 +29,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 pub use self::report::{Document, Kill, Leak, Memory};
 use self::{
-    load::{CALLERS, Record},
+    load::{CALLERS, Caller, Record},
     report::Killed,
 };
 use crate::{
@@ -101,7 +101,7 @@ impl<'s> Soak<'s> {
         let (record, stop) = (Record::default(), CancellationToken::new());
         let to = self.stage.pod.at(PORT);
         let begin = Instant::now();
-        let callers = join_all((0..CALLERS).map(|number| load::call(number, self.stage, to, &record, &stop)));
+        let callers = join_all((0..CALLERS).map(|number| Caller::new(number, self.stage, to, &record).run(&stop)));
         let story = async {
             let _end = stop.clone().drop_guard();
             self.kill_workers(begin, minutes, &record, progress).await

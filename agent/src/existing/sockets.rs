@@ -77,38 +77,53 @@ impl Socket {
     }
 }
 
-/// Those in which both sides may still have something to say.
-const OPEN: [u8; 5] = [TCP_ESTABLISHED, TCP_SYN_RECV, TCP_FIN_WAIT1, TCP_FIN_WAIT2, TCP_CLOSE_WAIT];
-/// Those in which only the kernel has, besides.
-const CLOSING: [u8; 2] = [TCP_LAST_ACK, TCP_CLOSING];
+/// States of sockets, a bit each, as the kernel is asked for them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct States(u32);
 
-/// All connections to a local port.
+// === impl States ===
+
+impl States {
+    /// Both sides may still have something to say.
+    const OPEN: Self = Self::of(&[TCP_ESTABLISHED, TCP_SYN_RECV, TCP_FIN_WAIT1, TCP_FIN_WAIT2, TCP_CLOSE_WAIT]);
+    /// And those that are the kernel's alone: it sends what their owners have left, and repeats it.
+    pub(super) const ALIVE: Self = Self::OPEN.and(Self::of(&[TCP_LAST_ACK, TCP_CLOSING]));
+    /// And those that only tell the other side, which repeats its end until then, that it has been heard.
+    pub(super) const ALIVE_OR_LATE: Self = Self::ALIVE.and(Self::of(&[TCP_TIME_WAIT]));
+
+    const fn of(states: &[u8]) -> Self {
+        match states {
+            [] => Self(0),
+            [first, others @ ..] => Self(1 << *first).and(Self::of(others)),
+        }
+    }
+
+    const fn and(self, others: Self) -> Self {
+        Self(self.0 | others.0)
+    }
+}
+
+/// All connections to a local port that somebody has.
 pub(super) fn sockets(port: u16) -> io::Result<Vec<Socket>> {
-    list(port, &OPEN, |socket, state| {
+    list(port, States::OPEN, |socket, state| {
         // One that is being closed and that no process holds is nobody's any more.
         socket.inode != 0 || !matches!(state, TCP_FIN_WAIT1 | TCP_FIN_WAIT2)
     })
 }
 
-/// The same, and those that are the kernel's alone: it sends what their owners have left, and repeats it.
-pub(super) fn alive(port: u16) -> io::Result<Vec<Socket>> {
-    list(port, &[&OPEN[..], &CLOSING].concat(), |_, _| true)
+/// Those to a local port in certain states, whether or not a process has them.
+pub(super) fn in_states(port: u16, states: States) -> io::Result<Vec<Socket>> {
+    list(port, states, |_, _| true)
 }
 
-/// The same, and those that only tell the other side, which repeats its end until then, that it has been heard.
-pub(super) fn alive_or_late(port: u16) -> io::Result<Vec<Socket>> {
-    list(port, &[&OPEN[..], &CLOSING, &[TCP_TIME_WAIT]].concat(), |_, _| true)
-}
-
-fn list(port: u16, states: &[u8], wanted: impl Fn(&Socket, u8) -> bool) -> io::Result<Vec<Socket>> {
-    let states = states.iter().fold(0_u32, |all, state| all | 1 << state);
+fn list(port: u16, states: States, wanted: impl Fn(&Socket, u8) -> bool) -> io::Result<Vec<Socket>> {
     let mut sockets = Vec::new();
     for family in [AF_INET, AF_INET6] {
         let mut id = [0; ID];
         id[..2].copy_from_slice(&port.to_be_bytes());
         let request = Request::new(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP)
             .with(&[family, IPPROTO_TCP, 0, 0])
-            .with(&states.to_ne_bytes())
+            .with(&states.0.to_ne_bytes())
             .with(&id);
         request.list(libc::NETLINK_SOCK_DIAG, |body| {
             let socket = body.get(1).zip(Socket::read(body)).filter(|(state, socket)| wanted(socket, **state));

@@ -28,13 +28,6 @@ use crate::{
 
 /// Most connections that wait for their insertion at once.
 const MAX_HOLDS: usize = 4096;
-/// How long one is held at most, once the app has got all before it. Its caller repeats what it sent, after pauses that double (the
-/// sixth attempt comes after 6 s), and the app has not seen it.
-const PATIENCE: Duration = Duration::from_secs(4);
-/// How long before that, where what is before the request was lost. The app does not see what is held, so it cannot tell that
-/// something is missing, and only its caller's timer brings it again: after seconds where the connection began with a loss (RFC
-/// 6298 §5.7). As long nobody answers anything, whether the request is let go or not.
-const PATIENCE_BEFORE: Duration = Duration::from_secs(60);
 /// How often the held ones are looked at that the kernel has not told of.
 const LOOK: Duration = Duration::from_millis(5);
 /// How often the kernel, which lets go after a second, is told that somebody works on it.
@@ -185,24 +178,15 @@ impl Inserter {
         for _ in 0..ATTEMPTS {
             let Some(hold) = self.holds.get_mut(key) else { return };
             let id = hold.id;
-            // Two sockets of the same numbers are there until the last insertion's are closed.
-            let attempt =
-                if closing { Ok(Attempt::Closing) } else { insert(&self.programs, key, hold, &mut self.ready) };
+            let attempt = if closing {
+                Ok(Attempt::Wait(Wait::Closing))
+            } else {
+                insert(&self.programs, key, hold, &mut self.ready)
+            };
             match attempt {
                 Ok(Attempt::Inserted(made)) => return self.serve(key, made),
-                Ok(Attempt::Wait(wait @ Wait::Before, sent_end)) if hold.since.elapsed() <= PATIENCE_BEFORE => {
-                    hold.complete = Instant::now();
-                    return keep(&self.programs, key, hold, Some((wait, sent_end)));
-                }
-                Ok(Attempt::Wait(wait, sent_end)) if hold.complete.elapsed() <= PATIENCE => {
-                    return keep(&self.programs, key, hold, Some((wait, sent_end)));
-                }
-                Ok(Attempt::Closing) if hold.complete.elapsed() <= PATIENCE => {
-                    return keep(&self.programs, key, hold, None);
-                }
-                Ok(Attempt::Wait(..) | Attempt::Closing) => {
-                    return self.release(key, id, NotInserted::NeverReady);
-                }
+                Ok(Attempt::Wait(wait)) if hold.may_wait_for(wait) => return keep(&self.programs, key, hold, wait),
+                Ok(Attempt::Wait(_)) => return self.release(key, id, NotInserted::NeverReady),
                 Ok(Attempt::Over(why)) => return self.release(key, id, why),
                 Ok(Attempt::Gone) => {
                     self.holds.remove(key);
@@ -267,11 +251,11 @@ impl Inserter {
 
 /// Holds on. An app that does not stop sending is stopped; one that has been stopped within a line is let on until it has sent
 /// more. It repeats what was kept back only after a while, which doubles.
-fn keep(programs: &SharedPrograms, key: &FlowKey, hold: &mut Hold, wait: Option<(Wait, u32)>) {
+fn keep(programs: &SharedPrograms, key: &FlowKey, hold: &mut Hold, wait: Wait) {
     let streams = hold.since.elapsed() > STREAMING;
     let op = match wait {
-        Some((Wait::Answer, end)) if streams && !hold.blocked && hold.let_on != Some(end) => Op::Block,
-        Some((Wait::Line, end)) if hold.blocked => {
+        Wait::Answer(end) if streams && !hold.blocked && hold.let_on != Some(end) => Op::Block,
+        Wait::Line(end) if hold.blocked => {
             hold.let_on = Some(end);
             Op::Unblock
         }

@@ -19,6 +19,14 @@ use crate::{
     netlink::Line,
 };
 
+/// How long one is held at most, once the app has got all before it. Its caller repeats what it sent, after pauses that double (the
+/// sixth attempt comes after 6 s), and the app has not seen it.
+const PATIENCE: Duration = Duration::from_secs(4);
+/// How long before that, where what is before the request was lost. The app does not see what is held, so it cannot tell that
+/// something is missing, and only its caller's timer brings it again: after seconds where the connection began with a loss (RFC
+/// 6298 §5.7). As long nobody answers anything, whether the request is let go or not.
+const PATIENCE_BEFORE: Duration = Duration::from_secs(60);
+
 /// A connection that is held.
 pub(super) struct Hold {
     pub(super) id: u32,
@@ -29,7 +37,7 @@ pub(super) struct Hold {
     first: Event,
     pub(super) since: Instant,
     /// Since when the app has got all before the request.
-    pub(super) complete: Instant,
+    complete: Instant,
     pub(super) kept: Instant,
     /// The app's new data is kept back as well.
     pub(super) blocked: bool,
@@ -42,10 +50,8 @@ pub(super) enum Attempt {
     Inserted(Made),
     /// Its numbers have changed meanwhile.
     Moved,
-    /// Not yet. With the number behind the app's data.
-    Wait(Wait, u32),
-    /// Not before the sockets of the last insertion are closed.
-    Closing,
+    /// Not yet.
+    Wait(Wait),
     /// Never.
     Over(NotInserted),
     /// It is not held any more.
@@ -59,10 +65,12 @@ pub(super) enum Wait {
     Before,
     /// What the kernel has held and is not here yet.
     Request,
-    /// Bytes of the app that its caller has not acknowledged.
-    Answer,
-    /// The app: it has sent a part of a line, within which nobody can go on.
-    Line,
+    /// Bytes of the app, up to this number, that its caller has not acknowledged.
+    Answer(u32),
+    /// The app: it has sent a part of a line, up to this number, within which nobody can go on.
+    Line(u32),
+    /// The end of the last insertion's sockets. There would be two pairs of the same numbers.
+    Closing,
 }
 
 /// The two sockets of an insertion, and where the connection is.
@@ -118,6 +126,16 @@ impl Hold {
         known
     }
 
+    /// Whether it is not too long yet for this.
+    pub(super) fn may_wait_for(&mut self, wait: Wait) -> bool {
+        let now = Instant::now();
+        if wait == Wait::Before {
+            self.complete = now;
+            return now - self.since <= PATIENCE_BEFORE;
+        }
+        now - self.complete <= PATIENCE
+    }
+
     /// What is held from a number on. The kernel may hold less than it has sent: the app has got some of it another way, or what
     /// was held before was let go.
     fn behind(&self, number: u32) -> Option<&[u8]> {
@@ -140,20 +158,20 @@ pub(super) fn insert(programs: &SharedPrograms, key: &FlowKey, hold: &Hold, read
     }
     let Some((facing_caller, facing_app)) = programs.facing(key.port) else { return Ok(Attempt::Gone) };
     if flow.app_ack != flow.held_from {
-        return Ok(Attempt::Wait(Wait::Before, flow.sent_end));
+        return Ok(Attempt::Wait(Wait::Before));
     }
     if flow.held_to != hold.to() {
-        return Ok(Attempt::Wait(Wait::Request, flow.sent_end));
+        return Ok(Attempt::Wait(Wait::Request));
     }
-    let Some(held) = hold.behind(flow.held_from) else { return Ok(Attempt::Wait(Wait::Request, flow.sent_end)) };
+    let Some(held) = hold.behind(flow.held_from) else { return Ok(Attempt::Wait(Wait::Request)) };
     if flow.caller_ack != flow.sent_end {
-        return Ok(Attempt::Wait(Wait::Answer, flow.sent_end));
+        return Ok(Attempt::Wait(Wait::Answer(flow.sent_end)));
     }
     if flow.flags & FLAG_LAST != 0 {
         return Ok(Attempt::Over(NotInserted::Closing));
     }
     if flow.answer == Answer::Head as u32 && !flow.is_between_chunks() && flow.asked != flow.answered {
-        return Ok(Attempt::Wait(Wait::Line, flow.sent_end));
+        return Ok(Attempt::Wait(Wait::Line(flow.sent_end)));
     }
     let Some(position) = position(&flow) else { return Ok(Attempt::Over(NotInserted::OpenAnswer)) };
     let (caller, pod) = (caller_of(key), pod_of(key));

@@ -98,6 +98,17 @@ pub(super) struct LetGo {
     pub(super) answered: Instant,
 }
 
+/// One of the callers.
+pub(super) struct Caller<'s> {
+    number: u64,
+    stage: &'s Stage,
+    to: SocketAddr,
+    record: &'s Record,
+    random: Random,
+    /// Requests so far.
+    count: u64,
+}
+
 /// A request.
 struct Ask {
     target: String,
@@ -145,136 +156,143 @@ impl Record {
     }
 }
 
-/// One of the callers, until it is told to stop; then it closes its connection.
-pub(super) async fn call(number: u64, stage: &Stage, to: SocketAddr, record: &Record, stop: &CancellationToken) {
-    let mut random = Random::new(number);
-    let mut count = 0;
-    while !stop.is_cancelled() {
-        let Some(mut connection) = open(&stage.caller, to, record).await else { continue };
-        let mut outcome = Ok(());
-        while outcome.is_ok() && !stop.is_cancelled() && !random.once_in(60) {
-            outcome = some(&mut connection, &mut random, &mut count, number, record, stage).await;
-            let pause = pause(&mut random, PAUSE_MS);
-            tokio::select! {
-                biased;
-                // Cancel-safe: the token stays cancelled.
-                () = stop.cancelled() => {}
-                // Cancel-safe: nobody needs the rest of the pause.
-                () = tokio::time::sleep(pause) => {}
+// === impl Caller ===
+
+impl<'s> Caller<'s> {
+    pub(super) fn new(number: u64, stage: &'s Stage, to: SocketAddr, record: &'s Record) -> Self {
+        Self { number, stage, to, record, random: Random::new(number), count: 0 }
+    }
+
+    /// Until it is told to stop; then it closes its connection.
+    pub(super) async fn run(mut self, stop: &CancellationToken) {
+        while !stop.is_cancelled() {
+            let Some(mut connection) = self.open().await else { continue };
+            let mut outcome = Ok(());
+            while outcome.is_ok() && !stop.is_cancelled() && !self.random.once_in(60) {
+                outcome = self.some(&mut connection).await;
+                let pause = pause(&mut self.random, PAUSE_MS);
+                tokio::select! {
+                    biased;
+                    // Cancel-safe: the token stays cancelled.
+                    () = stop.cancelled() => {}
+                    // Cancel-safe: nobody needs the rest of the pause.
+                    () = tokio::time::sleep(pause) => {}
+                }
             }
-        }
-        if outcome.is_ok() {
-            outcome = end(&mut connection, stage).await;
-        }
-        let (at, Connection { port, opened, .. }) = (Instant::now(), connection);
-        match outcome {
-            Ok(()) => {}
-            Err(Fault::Ended(error)) => {
-                record.lock().broken.push(Broken { port, opened, at, unheard: false, what: format!("{error:#}") });
+            if outcome.is_ok() {
+                outcome = end(&mut connection, self.stage).await;
             }
-            Err(Fault::Unheard(at, error)) => {
-                record.lock().broken.push(Broken { port, opened, at, unheard: true, what: format!("{error:#}") });
+            let (now, Connection { port, opened, .. }) = (Instant::now(), connection);
+            let broken = |at, unheard, error: anyhow::Error| {
+                self.record.lock().broken.push(Broken { port, opened, at, unheard, what: format!("{error:#}") });
+            };
+            match outcome {
+                Ok(()) => {}
+                Err(Fault::Ended(error)) => broken(now, false, error),
+                Err(Fault::Unheard(at, error)) => broken(at, true, error),
+                Err(Fault::Wrong(error)) => self.record.lock().wrong.push((now, format!("port {port}: {error:#}"))),
             }
-            Err(Fault::Wrong(error)) => record.lock().wrong.push((at, format!("port {port}: {error:#}"))),
         }
     }
-}
 
-async fn open(from: &Host, to: SocketAddr, record: &Record) -> Option<Connection> {
-    let opened = Instant::now();
-    let connected = timeout(LIMIT, from.connect(to)).await.map_err(|_| anyhow!("no connection within {LIMIT:?}"));
-    let connection = connected.flatten().and_then(|stream| {
-        let port = stream.local_addr()?.port();
-        Ok(Connection { caller: Http1Caller::over(stream)?, port, opened, fresh: true })
-    });
-    let mut events = record.lock();
-    match connection {
-        Ok(connection) => {
-            events.connections += 1;
-            Some(connection)
+    async fn open(&self) -> Option<Connection> {
+        let opened = Instant::now();
+        let connected = timeout(LIMIT, self.stage.caller.connect(self.to))
+            .await
+            .map_err(|_| anyhow!("no connection within {LIMIT:?}"));
+        let connection = connected.flatten().and_then(|stream| {
+            let port = stream.local_addr()?.port();
+            Ok(Connection { caller: Http1Caller::over(stream)?, port, opened, fresh: true })
+        });
+        let mut events = self.record.lock();
+        match connection {
+            Ok(connection) => {
+                events.connections += 1;
+                Some(connection)
+            }
+            Err(error) => {
+                events.wrong.push((Instant::now(), format!("connecting: {error:#}")));
+                None
+            }
         }
-        Err(error) => {
-            events.wrong.push((Instant::now(), format!("connecting: {error:#}")));
-            None
+    }
+
+    /// One request or several at once, and their answers.
+    async fn some(&mut self, connection: &mut Connection) -> Result<(), Fault> {
+        let asks = self.asks();
+        let (sent, port, opened) = (Instant::now(), connection.port, connection.opened);
+        let first = std::mem::take(&mut connection.fresh);
+        let (age, at_once) = (sent - opened, asks.len());
+        match timeout(LIMIT, send(&mut connection.caller, &mut self.random, &asks)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(Fault::Ended(error.context(format!("sending {}", asks[0].target)))),
+            Err(_) => return Err(Fault::Wrong(anyhow!("{}: not sent within {LIMIT:?}", asks[0].target))),
         }
+        for (number, ask) in asks.iter().enumerate() {
+            let what = || {
+                format!(
+                    "{}, fits: {}, chunked: {}, {} bytes, number {number} of {at_once} at once{}, on a connection of {:?}",
+                    ask.target,
+                    ask.fits,
+                    ask.chunked,
+                    ask.body.len(),
+                    if asks[0].stream.is_some() { ", the first a stream" } else { "" },
+                    age
+                )
+            };
+            let begin = Instant::now();
+            let answer = match timeout(LIMIT, connection.caller.try_response("POST")).await {
+                Ok(Ok(Some(answer))) => answer,
+                Ok(Ok(None)) => return Err(Fault::Ended(anyhow!("{}: closed instead of an answer", what()))),
+                Ok(Err(error)) if error.is::<io::Error>() => return Err(Fault::Ended(error.context(what()))),
+                Ok(Err(error)) => return Err(Fault::Wrong(error.context(what()))),
+                Err(_) => {
+                    let error = anyhow!("{}: no answer within {LIMIT:?}\n{}", what(), known(self.stage, port));
+                    return Err(if is_gone(connection).await {
+                        Fault::Unheard(begin, error)
+                    } else {
+                        Fault::Wrong(error)
+                    });
+                }
+            };
+            let answered = Instant::now();
+            let by_app = ask.check(&answer).with_context(what).map_err(Fault::Wrong)?;
+            let mut events = self.record.lock();
+            events.requests += 1;
+            match (ask.fits, by_app) {
+                (true, true) => {
+                    events.let_go.push(LetGo { port, opened, pipelined: number > 0, first, sent, answered })
+                }
+                (true, false) => events.taken += 1,
+                (false, _) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// One request, or several for one connection: of any kind, or small ones behind a stream.
+    fn asks(&mut self) -> Vec<Ask> {
+        let Self { number, random, count, .. } = self;
+        let mut target = || {
+            *count += 1;
+            format!("/{number}/{count}")
+        };
+        if random.once_in(STREAM_ONCE_IN) {
+            let stream = Ask::stream(random, &target());
+            // Often one that fits: the agent is to join the stream.
+            let behind = Ask { fits: random.once_in(2), ..Ask::new(random, target(), SMALL) };
+            let more = (0..random.below(3)).map(|_| Ask::new(random, target(), SMALL));
+            return [stream, behind].into_iter().chain(more).collect();
+        }
+        let at_once = if random.once_in(8) { 2 + random.below(3) } else { 1 };
+        let most = if at_once > 1 { SMALL } else { random.pick(&[1, 100, 2_000, 2_000, 20_000, 20_000, 200_000]) };
+        (0..at_once).map(|_| Ask::new(random, target(), most)).collect()
     }
 }
 
 /// At most so many milliseconds.
 fn pause(random: &mut Random, most: usize) -> Duration {
     Duration::from_millis(random.below(most).try_into().unwrap_or_default())
-}
-
-/// One request or several at once, and their answers.
-async fn some(
-    connection: &mut Connection,
-    random: &mut Random,
-    count: &mut u64,
-    caller: u64,
-    record: &Record,
-    stage: &Stage,
-) -> Result<(), Fault> {
-    let asks = asks(random, count, caller);
-    let (sent, port, opened) = (Instant::now(), connection.port, connection.opened);
-    let first = std::mem::take(&mut connection.fresh);
-    let (age, at_once) = (sent - opened, asks.len());
-    match timeout(LIMIT, send(&mut connection.caller, random, &asks)).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => return Err(Fault::Ended(error.context(format!("sending {}", asks[0].target)))),
-        Err(_) => return Err(Fault::Wrong(anyhow!("{}: not sent within {LIMIT:?}", asks[0].target))),
-    }
-    for (number, ask) in asks.iter().enumerate() {
-        let what = || {
-            format!(
-                "{}, fits: {}, chunked: {}, {} bytes, number {number} of {at_once} at once{}, on a connection of {:?}",
-                ask.target,
-                ask.fits,
-                ask.chunked,
-                ask.body.len(),
-                if asks[0].stream.is_some() { ", the first a stream" } else { "" },
-                age
-            )
-        };
-        let begin = Instant::now();
-        let answer = match timeout(LIMIT, connection.caller.try_response("POST")).await {
-            Ok(Ok(Some(answer))) => answer,
-            Ok(Ok(None)) => return Err(Fault::Ended(anyhow!("{}: closed instead of an answer", what()))),
-            Ok(Err(error)) if error.is::<io::Error>() => return Err(Fault::Ended(error.context(what()))),
-            Ok(Err(error)) => return Err(Fault::Wrong(error.context(what()))),
-            Err(_) => {
-                let error = anyhow!("{}: no answer within {LIMIT:?}\n{}", what(), known(stage, port));
-                return Err(if is_gone(connection).await { Fault::Unheard(begin, error) } else { Fault::Wrong(error) });
-            }
-        };
-        let answered = Instant::now();
-        let by_app = ask.check(&answer).with_context(what).map_err(Fault::Wrong)?;
-        let mut events = record.lock();
-        events.requests += 1;
-        match (ask.fits, by_app) {
-            (true, true) => events.let_go.push(LetGo { port, opened, pipelined: number > 0, first, sent, answered }),
-            (true, false) => events.taken += 1,
-            (false, _) => {}
-        }
-    }
-    Ok(())
-}
-
-/// One request, or several for one connection: of any kind, or small ones behind a stream.
-fn asks(random: &mut Random, count: &mut u64, caller: u64) -> Vec<Ask> {
-    let mut target = || {
-        *count += 1;
-        format!("/{caller}/{count}")
-    };
-    if random.once_in(STREAM_ONCE_IN) {
-        let stream = Ask::stream(random, &target());
-        // Often one that fits: the agent is to join the stream.
-        let behind = Ask { fits: random.once_in(2), ..Ask::new(random, target(), SMALL) };
-        let more = (0..random.below(3)).map(|_| Ask::new(random, target(), SMALL));
-        return [stream, behind].into_iter().chain(more).collect();
-    }
-    let at_once = if random.once_in(8) { 2 + random.below(3) } else { 1 };
-    let most = if at_once > 1 { SMALL } else { random.pick(&[1, 100, 2_000, 2_000, 20_000, 20_000, 200_000]) };
-    (0..at_once).map(|_| Ask::new(random, target(), most)).collect()
 }
 
 /// Sends them: a stream before the others, and slowly.
