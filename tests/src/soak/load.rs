@@ -261,7 +261,7 @@ impl<'s> Caller<'s> {
             events.requests += 1;
             match (ask.fits, by_app) {
                 (true, true) => {
-                    events.let_go.push(LetGo { port, opened, pipelined: number > 0, first, sent, answered })
+                    events.let_go.push(LetGo { port, opened, pipelined: number > 0, first, sent, answered });
                 }
                 (true, false) => events.taken += 1,
                 (false, _) => {}
