@@ -26,16 +26,20 @@ async fn play(
     at_once: usize,
     start: impl AsyncFnOnce(&Host) -> Result<(Process, Option<Http1App>)>,
 ) -> Result<()> {
-    Box::pin(play_with(name, start, async |scene, requests| {
+    // A server says now and then that it answers nothing more while requests behind that are held already. Nobody answers those:
+    // their callers ask again.
+    let excused: &[&str] = if at_once > 1 { &["closing"] } else { &[] };
+    Box::pin(play_with(name, excused, start, async |scene, requests| {
         let load = Load { requests, callers: CALLERS, fits_once_in: FITS_ONCE_IN, at_once };
         Box::pin(call(&scene.stage.caller, scene.stage.pod.at(PORT), &load)).await
     }))
     .await
 }
 
-/// With other callers, who say how many of their requests fitted.
+/// With other callers, who say how many of their requests fitted, and where some may be let go for these reasons.
 async fn play_with(
     name: &str,
+    excused: &[&str],
     start: impl AsyncFnOnce(&Host) -> Result<(Process, Option<Http1App>)>,
     call: impl AsyncFnOnce(&Scene, usize) -> Result<usize>,
 ) -> Result<()> {
@@ -54,7 +58,7 @@ async fn play_with(
         let complaints = server.output();
         ensure!(!complaints.contains("rror"), "the server complains: {complaints}");
         ensure!(look.passed > 0 && look.steered == 0, "{look:?}");
-        scene.ensure_inserted(u64::try_from(taken)?.min(CALLERS as u64)).await
+        scene.ensure_inserted_but(excused, u64::try_from(taken)?.min(CALLERS as u64)).await
     }))
     .await
 }
@@ -92,7 +96,7 @@ async fn f07_gos_server() -> Result<()> {
 #[ignore = "needs root: cargo xtask test"]
 async fn f07_gos_server_and_gos_callers() -> Result<()> {
     let start = async |host: &Host| Ok((programs::go(host).await?, None));
-    Box::pin(play_with("f07_go_callers", start, async |scene, requests| {
+    Box::pin(play_with("f07_go_callers", &[], start, async |scene, requests| {
         let caller = &scene.stage.caller;
         let mut command = Command::new(programs::go_program(caller.folder(), "caller", GO).await?);
         command.arg(scene.stage.pod.at(PORT).to_string());
