@@ -126,7 +126,7 @@ impl Hold {
         known
     }
 
-    /// Whether it is not too long yet for this.
+    /// Notes what it waits for, and tells whether that is not too long yet.
     pub(super) fn may_wait_for(&mut self, wait: Wait) -> bool {
         let now = Instant::now();
         if wait == Wait::Before {
